@@ -1,0 +1,34 @@
+//! mesh-agent: one service mesh agent per node.
+//!
+//! Modules in layer order; an arrow not listed in docs/ARCHITECTURE.md fails `cargo xtask tidy`.
+//!
+//! | module | question it answers |
+//! |---|---|
+//! | [`model`] | what are we talking about? Plain data |
+//! | [`policy`] | may this peer do this? Pure |
+//! | [`route`] | where does this destination lead? Pure |
+//! | [`balance`] | which endpoint? Pure |
+//! | [`sys`] | the system calls that no library wraps: the only `unsafe` of this crate |
+//! | [`net`] | sockets: listen, connect, namespaces, splice |
+//! | [`telemetry`] | one record per connection, sharded counters |
+//! | [`datapath`] | the kernel side: load, attach, pin, maps. The only user of aya |
+//! | [`discovery`] | from manifests to snapshots |
+//! | [`proxy`] | the two spines: `outbound.rs` and `inbound.rs` |
+//! | [`admin`] | the unix socket that `status` asks |
+//! | [`cli`] | the commands |
+//! | [`app`] | start order, top to bottom; the only file that knows every module |
+#![deny(unsafe_code)]
+
+pub mod admin;
+pub mod app;
+pub mod balance;
+pub mod cli;
+pub mod datapath;
+pub mod discovery;
+pub mod model;
+pub mod net;
+pub mod policy;
+pub mod proxy;
+pub mod route;
+pub mod sys;
+pub mod telemetry;

@@ -1,0 +1,83 @@
+//! The immutable snapshot that decisions are made on.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{ObjectName, Problem, Service, Workload};
+
+/// This node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `--node-name`.
+    pub name: Arc<str>,
+    /// `topology.kubernetes.io/zone` of its Node object.
+    pub zone: Option<Arc<str>>,
+    /// Addresses of its Node object.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What an address stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A pod.
+    Workload(Arc<Workload>),
+    /// A service's cluster address.
+    Service(Arc<Service>),
+}
+
+/// A known address and the generation of what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// What it stands for.
+    pub target: Target,
+    /// Rises whenever anything that a decision about the address may rest on changes: the pod, its enrolment, mode or
+    /// node; the service, its endpoints or their pods.
+    pub generation: u32,
+}
+
+/// Everything known, at one instant.
+#[derive(Clone, Debug, Default)]
+pub struct Mesh {
+    /// Counts publications.
+    pub version: u64,
+    /// This node.
+    pub node: Node,
+    /// Namespaces and whether they are enrolled.
+    pub namespaces: BTreeMap<Arc<str>, bool>,
+    /// All pods, by name.
+    pub workloads: BTreeMap<ObjectName, Arc<Workload>>,
+    /// All known addresses, of pods and services.
+    pub destinations: HashMap<IpAddr, Destination>,
+    /// What the kernel's `GENERATIONS` must hold, by slot; slots not named hold 0.
+    pub generations: HashMap<u32, u32>,
+    /// Objects that could not be used, or not as they are.
+    pub problems: Vec<Problem>,
+}
+
+impl Mesh {
+    /// What an address stands for, if known.
+    pub fn destination(&self, address: IpAddr) -> Option<&Destination> {
+        self.destinations.get(&address)
+    }
+
+    /// The pod at an address, if known.
+    pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        match &self.destinations.get(&address)?.target {
+            Target::Workload(workload) => Some(workload),
+            Target::Service(_) => None,
+        }
+    }
+
+    /// The pod that a socket address belongs to, if known.
+    pub fn workload_of(&self, address: SocketAddr) -> Option<&Arc<Workload>> {
+        self.workload_at(address.ip())
+    }
+
+    /// Current generation of an address, as the kernel counts it.
+    pub fn generation(&self, slot: u32) -> u32 {
+        self.generations.get(&slot).copied().unwrap_or(0)
+    }
+}

@@ -1,0 +1,19 @@
+//! Plain data, no IO: what the rest of the agent talks about.
+
+mod address;
+mod mesh;
+mod problem;
+mod reason;
+mod service;
+mod status;
+mod workload;
+
+pub use address::{DownstreamAddr, OrigDst, UpstreamAddr};
+pub use mesh::{Destination, Mesh, Node, Target};
+pub use problem::{Location, Problem, Severity};
+pub use reason::{Reason, Side};
+pub use service::{Endpoint, Service, ServicePort, TrafficDistribution};
+pub use status::{
+    HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status, WorkerStatus,
+};
+pub use workload::{Exclusions, Mode, ObjectName, PodState, Workload};

@@ -1,0 +1,102 @@
+//! Pods, as far as the data path cares.
+
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::Location;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ObjectName {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// From its parts.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What becomes of plaintext from strangers, and of everything while no agent answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It passes (fail open).
+    #[default]
+    Permissive,
+    /// It is refused (fail closed).
+    Strict,
+}
+
+/// What is not captured, by annotation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exclusions {
+    /// `mesh-agent.io/exclude-outbound-ports`, sorted.
+    pub outbound_ports: Vec<u16>,
+    /// `mesh-agent.io/exclude-inbound-ports`, sorted.
+    pub inbound_ports: Vec<u16>,
+    /// `mesh-agent.io/exclude-outbound-cidrs`.
+    pub outbound_cidrs: Vec<IpNet>,
+    /// `mesh-agent.io/exclude-inbound-cidrs`.
+    pub inbound_cidrs: Vec<IpNet>,
+}
+
+/// How far a pod has come into the mesh. Anything but `Armed` of an enrolled pod is unhealthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodState {
+    /// Not enrolled: its connections are not touched.
+    Off,
+    /// Enrolled and captured.
+    Armed,
+    /// Was enrolled: nothing new is captured, open relayed connections go on.
+    Draining,
+    /// Enrolled, and not captured: see its problems.
+    Failed,
+    /// Enrolled, on another node.
+    Remote,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `spec.serviceAccountName`, `default` if absent.
+    pub service_account: Arc<str>,
+    /// `spec.nodeName`, if any. A manifest pod without one belongs to this node.
+    pub node: Option<Arc<str>>,
+    /// `status.podIPs`. May be empty: then they are read inside its network namespace.
+    pub addresses: Vec<IpAddr>,
+    /// From `mesh-agent.io/netns`, resolved to a path. Only pods of this node have one.
+    pub netns: Option<PathBuf>,
+    /// `spec.hostNetwork`: cannot be captured.
+    pub host_network: bool,
+    /// By its own annotation or label, else by its namespace's.
+    pub enrolled: bool,
+    /// By its own annotation, else by its namespace's.
+    pub mode: Mode,
+    /// By its own annotations, else by its namespace's.
+    pub exclusions: Exclusions,
+    /// Where it was read.
+    pub location: Location,
+}
+
+impl Workload {
+    /// Whether it runs on `node` (or names no node, as in manifests).
+    pub fn is_on(&self, node: &str) -> bool {
+        self.node.as_deref().is_none_or(|own| own == node)
+    }
+}
