@@ -47,6 +47,8 @@ counters! {
     out_refused_unavailable = "out_refused_unavailable",
     /// Left alone although it should have been captured: the socket cannot be redirected (permissive).
     out_passed_unredirectable = "out_passed_unredirectable",
+    /// Left alone: the pod has no address of that family, so the kernel has no way there either (permissive).
+    out_no_address = "out_no_address",
     /// Refused because the socket cannot be redirected (strict).
     out_refused_unredirectable = "out_refused_unredirectable",
     /// Of the redirected: reached the agent's listener with their original destination.

@@ -1,1 +1,150 @@
-//! TODO
+//! The kernel side: load, attach, pin, maps. The only user of aya.
+
+mod attach;
+mod cleanup;
+mod counters;
+mod error;
+mod maps;
+mod object;
+mod pins;
+mod program_log;
+mod workload;
+
+use std::{fs::File, os::fd::AsFd, path::PathBuf};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{CgroupSockAddr, SkLookup, SockOps},
+};
+use mesh_common::{ABI_VERSION, Agent};
+
+pub use cleanup::cleanup;
+pub use error::Error;
+pub use maps::{CachedBackend, CachedWay, OriginalFlow, WorkerMaps};
+pub use object::object_built;
+pub use pins::Pins;
+pub use workload::{Listeners, Slot, WorkloadConfig};
+
+use self::maps::ControlMaps;
+use crate::model::HookStatus;
+
+/// Programs on the cgroup root, in the order in which they are attached: who only answers first, who captures last.
+const SOCK_ADDR: [&str; 6] =
+    ["getpeername4", "getpeername6", "getsockname4", "getsockname6", "connect4", "connect6"];
+const SOCK_OPS: &str = "established";
+const SK_LOOKUP: &str = "inbound";
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Mount point of bpffs.
+    pub bpffs: PathBuf,
+    /// Root of cgroup v2.
+    pub cgroup: PathBuf,
+    /// Another object than the embedded one.
+    pub object: Option<PathBuf>,
+}
+
+/// The loaded programs and their maps. Dropping it changes nothing in the kernel: links and maps are pinned.
+pub struct Datapath {
+    ebpf: Ebpf,
+    maps: ControlMaps,
+    pins: Pins,
+    cgroup: PathBuf,
+    /// Whether maps of an earlier agent were found and taken over.
+    adopted: bool,
+}
+
+impl Datapath {
+    /// Loads the programs; maps that are pinned by an agent of the same ABI are adopted, with what is in them.
+    pub fn load(options: &Options) -> Result<Self, Error> {
+        let pins = Pins::prepare(&options.bpffs)?;
+        let adopted = pins.map("WORKLOADS").exists();
+        let mut loader = EbpfLoader::new();
+        for name in mesh_common::maps::NAMES {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let object = object::read(options.object.as_deref())?;
+        let mut ebpf = loader.load(&object).map_err(|source| Error::Load { what: "the eBPF object", source: source.into() })?;
+        for name in SOCK_ADDR {
+            load_program::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
+        }
+        load_program::<SockOps>(&mut ebpf, SOCK_OPS, SockOps::load)?;
+        load_program::<SkLookup>(&mut ebpf, SK_LOOKUP, SkLookup::load)?;
+        let maps = ControlMaps::open(&pins)?;
+        Ok(Self { ebpf, maps, pins, cgroup: options.cgroup.clone(), adopted })
+    }
+
+    /// Whether an earlier agent's state was adopted.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Says who the agent is. From now on its own sockets pass.
+    pub fn introduce(&mut self, workers: u32) -> Result<(), Error> {
+        self.maps.flush_decisions()?;
+        let agent = Agent { abi: ABI_VERSION, tgid: std::process::id(), workers, reserved: 0 };
+        Ok(self.maps.agent.set(0, agent, 0)?)
+    }
+
+    /// Attaches the cgroup programs, or replaces the programs of the links that are there. Nothing is captured before
+    /// a workload is armed.
+    pub fn attach(&mut self) -> Result<(), Error> {
+        let cgroup = File::open(&self.cgroup).map_err(|source| Error::Cgroup { path: self.cgroup.clone(), source })?;
+        attach::sock_ops(&mut self.ebpf, SOCK_OPS, &cgroup, &self.pins.link(SOCK_OPS))?;
+        for name in SOCK_ADDR {
+            attach::sock_addr(&mut self.ebpf, name, &cgroup, &self.pins.link(name))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches `sk_lookup` to a namespace, or replaces the program of the link that is there.
+    fn attach_netns(&mut self, netns: impl AsFd, cookie: u64) -> Result<(), Error> {
+        attach::sk_lookup(&mut self.ebpf, SK_LOOKUP, netns, &self.pins.netns_link(cookie))
+    }
+
+    /// The cgroup hooks, and whether the kernel says that they are attached.
+    pub fn hooks(&self) -> Vec<HookStatus> {
+        let at = self.cgroup.display().to_string();
+        std::iter::once(SOCK_OPS)
+            .chain(SOCK_ADDR)
+            .map(|program| HookStatus {
+                program: program.to_owned(),
+                at: at.clone(),
+                armed: attach::is_attached(&self.ebpf, program, &self.pins.link(program)),
+            })
+            .collect()
+    }
+
+    /// Whether `sk_lookup` is attached to the namespace with this cookie.
+    pub fn is_netns_attached(&self, cookie: u64) -> bool {
+        attach::is_attached(&self.ebpf, SK_LOOKUP, &self.pins.netns_link(cookie))
+    }
+
+    /// Where the pins are.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Handles of the maps for one worker.
+    pub fn worker_maps(&self) -> Result<WorkerMaps, Error> {
+        WorkerMaps::open(&self.pins)
+    }
+
+    /// What the programs log, for a task that forwards it to tracing.
+    pub fn program_log(&mut self) -> Option<program_log::ProgramLog> {
+        program_log::ProgramLog::open(&mut self.ebpf)
+    }
+}
+
+fn load_program<'a, P: 'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    load: impl FnOnce(&mut P) -> Result<(), aya::programs::ProgramError>,
+) -> Result<(), Error>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let program: &mut P = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?.try_into()?;
+    load(program).map_err(|source| Error::Load { what: name, source: source.into() })
+}

@@ -1,6 +1,9 @@
 //! Addresses that must not be mixed up, each its own type.
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
 
 macro_rules! address {
     ($($(#[$doc:meta])* $name:ident;)+) => {
@@ -25,4 +28,22 @@ address! {
     DownstreamAddr;
     /// What the agent connects to.
     UpstreamAddr;
+}
+
+/// The address as the kernel's maps write it: four words in network byte order, IPv4 v4-mapped.
+pub fn words(address: IpAddr) -> mesh_common::Address {
+    match address {
+        IpAddr::V4(v4) => mesh_common::v4_mapped(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v6.octets();
+            [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
+        }
+    }
+}
+
+/// The inverse of [`words`]; never v4-mapped.
+pub fn ip(words: &mesh_common::Address) -> IpAddr {
+    let [a, b, c, d] = words.map(u32::from_be);
+    let bits = u128::from(a) << 96 | u128::from(b) << 64 | u128::from(c) << 32 | u128::from(d);
+    Ipv6Addr::from_bits(bits).to_canonical()
 }

@@ -1,6 +1,6 @@
 //! Plain data, no IO: what the rest of the agent talks about.
 
-mod address;
+pub mod address;
 mod mesh;
 mod problem;
 mod reason;

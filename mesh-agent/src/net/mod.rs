@@ -1,1 +1,6 @@
-//! TODO
+//! Sockets: where they are made, how they are connected, how bytes move between them.
+
+pub mod connect;
+pub mod listen;
+pub mod netns;
+pub mod splice;

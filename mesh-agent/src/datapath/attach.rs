@@ -1,0 +1,80 @@
+//! Attaching programs by pinned links, and replacing the programs of links that an earlier agent left.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps,
+        links::{FdLink, LinkInfo, PinnedLink},
+    },
+};
+
+use super::{Error, pins::unpin};
+use crate::sys;
+
+/// A sock_addr program on a cgroup.
+pub(super) fn sock_addr(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: &Path) -> Result<(), Error> {
+    let program: &mut CgroupSockAddr = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?.try_into()?;
+    if adopt(pin, program.fd()?.as_fd()) {
+        return Ok(());
+    }
+    unpin(pin)?;
+    let fail = |source: ProgramError| Error::Attach { program: name, source: source.into() };
+    let id = program.attach(cgroup, CgroupAttachMode::default()).map_err(fail)?;
+    let link = program.take_link(id).map_err(fail)?;
+    pin_link(link.try_into().map_err(|source| Error::Attach { program: name, source: Box::new(source) })?, name, pin)
+}
+
+/// A sock_ops program on a cgroup.
+pub(super) fn sock_ops(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: &Path) -> Result<(), Error> {
+    let program: &mut SockOps = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?.try_into()?;
+    if adopt(pin, program.fd()?.as_fd()) {
+        return Ok(());
+    }
+    unpin(pin)?;
+    let fail = |source: ProgramError| Error::Attach { program: name, source: source.into() };
+    let id = program.attach(cgroup, CgroupAttachMode::default()).map_err(fail)?;
+    let link = program.take_link(id).map_err(fail)?;
+    pin_link(link.try_into().map_err(|source| Error::Attach { program: name, source: Box::new(source) })?, name, pin)
+}
+
+/// The sk_lookup program on a network namespace.
+pub(super) fn sk_lookup(ebpf: &mut Ebpf, name: &'static str, netns: impl AsFd, pin: &Path) -> Result<(), Error> {
+    let program: &mut SkLookup = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?.try_into()?;
+    if adopt(pin, program.fd()?.as_fd()) {
+        return Ok(());
+    }
+    unpin(pin)?;
+    let fail = |source: ProgramError| Error::Attach { program: name, source: source.into() };
+    let id = program.attach(netns).map_err(fail)?;
+    let link = program.take_link(id).map_err(fail)?;
+    pin_link(link.into(), name, pin)
+}
+
+/// Puts our program into the link at `pin`, atomically. False if there is none, or a dead one.
+fn adopt(pin: &Path, program: BorrowedFd<'_>) -> bool {
+    let Ok(link) = sys::bpf_obj_get(pin) else { return false };
+    match sys::bpf_link_update(link.as_fd(), program) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(pin = %pin.display(), %error, "a pinned link is dead; attaching anew");
+            false
+        }
+    }
+}
+
+fn pin_link(link: FdLink, program: &'static str, pin: &Path) -> Result<(), Error> {
+    link.pin(pin).map(drop).map_err(|source| Error::Attach { program, source: source.into() })
+}
+
+/// Whether the link at `pin` lives and runs this very program.
+pub(super) fn is_attached(ebpf: &Ebpf, name: &str, pin: &Path) -> bool {
+    let own = ebpf.program(name).and_then(|program| program.info().ok()).map(|info| info.id());
+    let linked = PinnedLink::from_pin(pin).ok().and_then(|link| FdLink::from(link).info().ok());
+    own.is_some() && own == linked.map(|info: LinkInfo| info.program_id())
+}

@@ -1,0 +1,77 @@
+//! What can go wrong with the kernel.
+
+use std::{io, path::PathBuf};
+
+/// An error of the datapath.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The binary was built without the eBPF toolchain.
+    #[error(
+        "this binary has no eBPF programs in it: it was built without the eBPF toolchain; \
+         run ./xtask/run build, or pass --ebpf-object PATH"
+    )]
+    NotBuilt,
+    /// The object file cannot be read.
+    #[error("cannot read the eBPF object {path}: {source}")]
+    Object {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The object lacks a program.
+    #[error("the eBPF object has no program {name}: it is of another version")]
+    NoProgram {
+        /// Its name.
+        name: &'static str,
+    },
+    /// bpffs is not there and cannot be mounted.
+    #[error("no BPF file system at {path}: {source}; mount one (mount -t bpf bpf {path}) or name another with --bpffs")]
+    Bpffs {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The cgroup cannot be opened.
+    #[error("cannot open the cgroup v2 root {path}: {source}; name it with --cgroup")]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused a program.
+    #[error("the kernel refused to load {what}: {source}")]
+    Load {
+        /// The program, or the object.
+        what: &'static str,
+        /// Why, with the verifier's log.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A program cannot be attached.
+    #[error("cannot attach {program}: {source}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A pin cannot be made, read or removed.
+    #[error("pin {path}: {source}")]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A map operation failed.
+    #[error("map: {0}")]
+    Map(#[from] aya::maps::MapError),
+    /// A program is not what it should be.
+    #[error("program: {0}")]
+    Program(#[from] aya::programs::ProgramError),
+    /// No slot is left for a workload.
+    #[error("all {0} workload slots are taken")]
+    NoSlot(u32),
+}

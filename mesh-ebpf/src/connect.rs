@@ -1,0 +1,265 @@
+//! connect4 and connect6: where an app's connection starts.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::bpf_sock_addr,
+    cty::c_void,
+    helpers::{bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval},
+    maps::lpm_trie::Key,
+    programs::SockAddrContext,
+};
+use mesh_common::{
+    Address, BackendKey, CIDR_PREFIX, CidrKey, DecisionKey, Endpoint, FLOW_DIRECT, FLOW_REDIRECTED, FLOW_UPSTREAM,
+    Flow, OUTBOUND, PortKey, WAY_DIRECT, WAY_SERVICE, WORKLOAD_ARMED, WORKLOAD_DIRECT,
+    WORKLOAD_EXCLUDES_OUTBOUND_CIDRS, WORKLOAD_EXCLUDES_OUTBOUND_PORTS, Workload, generation_slot, is_v4_mapped,
+    listener_index, v4_mapped,
+};
+use mesh_ebpf::decide::{self, Outbound};
+
+use crate::{
+    count::count,
+    maps::{
+        ADDRESSES, AGENT, BACKENDS, DECISIONS, EXCLUDED_CIDRS, EXCLUDED_PORTS, FLOWS, WORKLOADS, generation, listens,
+    },
+    worker,
+};
+
+const PASS: i32 = 1;
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+const ENETUNREACH: i32 = 101;
+const ENOMEM: i32 = 12;
+
+/// connect4.
+#[inline(always)]
+pub fn connect4(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the kernel's context.
+    let ip = unsafe { (*ctx.sock_addr).user_ip4 };
+    connect(ctx, v4_mapped(ip))
+}
+
+/// connect6; a v4-mapped destination is an IPv4 one.
+#[inline(always)]
+pub fn connect6(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the kernel's context; word by word, as the verifier wants it.
+    let address = unsafe {
+        let ctx = ctx.sock_addr;
+        [(*ctx).user_ip6[0], (*ctx).user_ip6[1], (*ctx).user_ip6[2], (*ctx).user_ip6[3]]
+    };
+    connect(ctx, address)
+}
+
+/// The path of an outbound connection, in order. Whoever is not enrolled pays the first look-up.
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
+    let sa = ctx.sock_addr;
+    // SAFETY: the kernel's context.
+    let (protocol, port) = unsafe { ((*sa).protocol, u32::from(u16::from_be((*sa).user_port as u16))) };
+    if !decide::is_tcp(protocol) {
+        return PASS;
+    }
+    // SAFETY: the helper takes the context.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: values are replaced whole; a torn read is excluded by the kernel's copy on update.
+    let Some(workload) = (unsafe { WORKLOADS.get_ptr(&cookie).and_then(|w| w.as_ref()) }) else { return PASS };
+    // SAFETY: sock_addr programs always have a socket.
+    let sk: *mut c_void = unsafe { (*sa).__bindgen_anon_1.sk.cast() };
+    if is_agent() {
+        return connect_of_agent(sk, &destination, port);
+    }
+    if workload.flags & WORKLOAD_ARMED == 0 || decide::stays_in_pod(&destination) || is_own(workload, &destination) {
+        return PASS;
+    }
+    count(workload.slot, |c| c.out_seen += 1);
+
+    let asked = Endpoint { address: destination, port };
+    let mut chosen = Endpoint::default();
+    if workload.flags & WORKLOAD_DIRECT != 0 {
+        match look_up(workload, &asked) {
+            Way::Direct(endpoint) => return go_direct(ctx, sk, workload, asked, endpoint),
+            Way::Relay(endpoint) => chosen = endpoint,
+            Way::Unknown => {}
+        }
+    }
+
+    let excluded = is_excluded(workload, &asked);
+    // SAFETY: a helper without arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let target = decide::redirect_target(workload, &destination, random);
+    // SAFETY: sock_addr programs always have a socket. A socket bound to a device cannot reach loopback.
+    let bound = unsafe { (*(*sa).__bindgen_anon_1.sk).bound_dev_if != 0 };
+    let redirectable = target.is_some() && !bound;
+    let available = match worker::pick() {
+        Some(worker) => listens(listener_index(workload.slot, OUTBOUND, worker)),
+        None => false,
+    };
+    match decide::outbound(workload.flags, excluded, redirectable, available) {
+        Outbound::Redirect => {}
+        Outbound::PassExcluded => {
+            count(workload.slot, |c| c.out_excluded += 1);
+            return PASS;
+        }
+        Outbound::PassUnavailable => {
+            count(workload.slot, |c| c.out_passed_unavailable += 1);
+            return PASS;
+        }
+        Outbound::PassUnredirectable => {
+            count(workload.slot, |c| if bound { c.out_passed_unredirectable += 1 } else { c.out_no_address += 1 });
+            return PASS;
+        }
+        Outbound::RefuseUnavailable => {
+            count(workload.slot, |c| c.out_refused_unavailable += 1);
+            return refuse(ECONNREFUSED);
+        }
+        Outbound::RefuseUnredirectable => {
+            count(workload.slot, |c| c.out_refused_unredirectable += 1);
+            return refuse(ENETUNREACH);
+        }
+    }
+    let Some(target) = target else { return REFUSE };
+    let flow =
+        Flow { kind: FLOW_REDIRECTED, slot: workload.slot, original: asked, actual: target, chosen, ..Flow::default() };
+    // SAFETY: the socket of the context.
+    if !unsafe { FLOWS.set(sk, flow) } {
+        count(workload.slot, |c| c.no_memory += 1);
+        return refuse(ENOMEM);
+    }
+    rewrite(ctx, &target);
+    count(workload.slot, |c| c.out_redirected += 1);
+    PASS
+}
+
+/// What the decision cache says.
+enum Way {
+    Direct(Endpoint),
+    Relay(Endpoint),
+    Unknown,
+}
+
+#[inline(always)]
+fn look_up(workload: &Workload, asked: &Endpoint) -> Way {
+    let key = DecisionKey { slot: workload.slot, port: asked.port, address: asked.address };
+    // SAFETY: an entry of an LRU may be reused while it is read; what is used of it is checked by generation, and a
+    // backend is looked up by the list's id, which is never reused.
+    let Some(decision) = (unsafe { DECISIONS.get_ptr(&key).and_then(|d| d.as_ref()) }) else { return Way::Unknown };
+    let decision = *decision;
+    if !decide::is_current(&decision, workload.generation, generation(generation_slot(&asked.address))) {
+        return Way::Unknown;
+    }
+    if decision.way != WAY_SERVICE {
+        return Way::Direct(*asked);
+    }
+    // SAFETY: a helper without arguments.
+    let index = decide::draw(unsafe { bpf_get_prandom_u32() }, decision.count);
+    // SAFETY: as above.
+    match unsafe { BACKENDS.get_ptr(&BackendKey { service: decision.service, index }).and_then(|b| b.as_ref()) } {
+        Some(backend) if backend.way == WAY_DIRECT => Way::Direct(backend.endpoint),
+        Some(backend) => Way::Relay(backend.endpoint),
+        None => Way::Unknown,
+    }
+}
+
+#[inline(always)]
+fn go_direct(ctx: &SockAddrContext, sk: *mut c_void, workload: &Workload, asked: Endpoint, endpoint: Endpoint) -> i32 {
+    let generation_slots = [own_generation_slot(workload, &endpoint.address), generation_slot(&endpoint.address)];
+    let flow = Flow {
+        kind: FLOW_DIRECT,
+        slot: workload.slot,
+        original: asked,
+        actual: endpoint,
+        generation_slots,
+        generations: [generation(generation_slots[0]), generation(generation_slots[1])],
+        ..Flow::default()
+    };
+    // SAFETY: the socket of the context.
+    if !unsafe { FLOWS.set(sk, flow) } {
+        count(workload.slot, |c| c.no_memory += 1);
+        return refuse(ENOMEM);
+    }
+    if !decide::same(&asked.address, &endpoint.address) || asked.port != endpoint.port {
+        rewrite(ctx, &endpoint);
+    }
+    count(workload.slot, |c| c.out_direct += 1);
+    PASS
+}
+
+/// Generation slot of the source: of its address in the destination's family.
+#[inline(always)]
+fn own_generation_slot(workload: &Workload, destination: &Address) -> u32 {
+    generation_slot(if is_v4_mapped(destination) { &workload.address4 } else { &workload.address6 })
+}
+
+/// The agent's own upstream connections pass; what they reach on this node must let them in.
+#[inline(always)]
+fn connect_of_agent(sk: *mut c_void, destination: &Address, port: u32) -> i32 {
+    // SAFETY: only whether there is an entry matters.
+    if ADDRESSES.get_ptr(destination).is_none() {
+        return PASS;
+    }
+    // SAFETY: the socket of the context.
+    if let Some(flow) = unsafe { FLOWS.get(sk) } {
+        // The agent itself left the downstream client's address here, to be shown to the app.
+        flow.actual = Endpoint { address: *destination, port };
+        return PASS;
+    }
+    let actual = Endpoint { address: *destination, port };
+    // SAFETY: as above. Without memory the connection is steered to the agent as if it were a stranger's.
+    unsafe { FLOWS.set(sk, Flow { kind: FLOW_UPSTREAM, actual, ..Flow::default() }) };
+    PASS
+}
+
+#[inline(always)]
+fn is_agent() -> bool {
+    // SAFETY: a helper without arguments.
+    let tgid = unsafe { bpf_get_current_pid_tgid() >> 32 } as u32;
+    AGENT.get(0).is_some_and(|agent| agent.tgid == tgid)
+}
+
+#[inline(always)]
+fn is_own(workload: &Workload, destination: &Address) -> bool {
+    // SAFETY: plain words.
+    ADDRESSES.get_ptr(destination).is_some_and(|inbound| unsafe { (*inbound).slot } == workload.slot)
+}
+
+#[inline(always)]
+fn is_excluded(workload: &Workload, asked: &Endpoint) -> bool {
+    if workload.flags & WORKLOAD_EXCLUDES_OUTBOUND_PORTS != 0 {
+        let key = PortKey { slot: workload.slot, direction: OUTBOUND as u16, port: asked.port as u16 };
+        if EXCLUDED_PORTS.get_ptr(&key).is_some() {
+            return true;
+        }
+    }
+    if workload.flags & WORKLOAD_EXCLUDES_OUTBOUND_CIDRS != 0 {
+        let key = CidrKey { slot: workload.slot, direction: OUTBOUND, address: asked.address };
+        return EXCLUDED_CIDRS.get(Key::new(CIDR_PREFIX + 128, key)).is_some();
+    }
+    false
+}
+
+/// Writes the destination into the context, in the family of the socket's call.
+#[inline(always)]
+fn rewrite(ctx: &SockAddrContext, to: &Endpoint) {
+    let sa: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: the kernel's context. Volatile, because the verifier refuses merged stores.
+    unsafe {
+        if (*sa).user_family == AF_INET {
+            core::ptr::write_volatile(&raw mut (*sa).user_ip4, to.address[3]);
+        } else {
+            core::ptr::write_volatile(&raw mut (*sa).user_ip6[0], to.address[0]);
+            core::ptr::write_volatile(&raw mut (*sa).user_ip6[1], to.address[1]);
+            core::ptr::write_volatile(&raw mut (*sa).user_ip6[2], to.address[2]);
+            core::ptr::write_volatile(&raw mut (*sa).user_ip6[3], to.address[3]);
+        }
+        core::ptr::write_volatile(&raw mut (*sa).user_port, u32::from((to.port as u16).to_be()));
+    }
+}
+
+const AF_INET: u32 = 2;
+
+/// Makes connect() fail with `errno`. Where the kernel is too old for that it is EPERM.
+#[inline(always)]
+fn refuse(errno: i32) -> i32 {
+    // SAFETY: a helper that takes a number (Linux 5.18).
+    unsafe { bpf_set_retval(-errno) };
+    REFUSE
+}

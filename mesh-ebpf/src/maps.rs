@@ -1,0 +1,133 @@
+//! The maps; their meaning is in mesh-common.
+
+use aya_ebpf::{
+    bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
+    cty::c_void,
+    helpers::{bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
+};
+use mesh_common::{
+    Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Flow, Inbound,
+    LISTENER_ENTRIES, PortKey, Tuple, Worker, Workload,
+    maps::{
+        GENERATION_SLOTS, MAX_ADDRESSES, MAX_APPROVED, MAX_BACKENDS, MAX_DECISIONS, MAX_EXCLUDED_CIDRS,
+        MAX_EXCLUDED_PORTS, MAX_HANDOVERS, MAX_NODE_ADDRESSES, MAX_SLOTS, MAX_WORKERS,
+    },
+};
+
+#[map]
+pub static AGENT: Array<Agent> = Array::with_max_entries(1, 0);
+#[map]
+pub static WORKERS: Array<Worker> = Array::with_max_entries(MAX_WORKERS, 0);
+#[map]
+pub static WORKLOADS: HashMap<u64, Workload> = HashMap::with_max_entries(MAX_SLOTS, 0);
+#[map]
+pub static ADDRESSES: HashMap<Address, Inbound> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+#[map]
+pub static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(MAX_NODE_ADDRESSES, 0);
+#[map]
+pub static EXCLUDED_PORTS: HashMap<PortKey, u32> = HashMap::with_max_entries(MAX_EXCLUDED_PORTS, BPF_F_NO_PREALLOC);
+#[map]
+pub static EXCLUDED_CIDRS: LpmTrie<CidrKey, u32> = LpmTrie::with_max_entries(MAX_EXCLUDED_CIDRS, 0);
+#[map]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(LISTENER_ENTRIES, 0);
+#[map]
+pub static GENERATIONS: Array<u32> = Array::with_max_entries(GENERATION_SLOTS, 0);
+#[map]
+pub static DECISIONS: LruHashMap<DecisionKey, Decision> = LruHashMap::with_max_entries(MAX_DECISIONS, 0);
+#[map]
+pub static BACKENDS: LruHashMap<BackendKey, Backend> = LruHashMap::with_max_entries(MAX_BACKENDS, 0);
+#[map]
+pub static HANDOVERS: LruHashMap<Tuple, Flow> = LruHashMap::with_max_entries(MAX_HANDOVERS, 0);
+#[map]
+pub static APPROVED: LruHashMap<Tuple, Approval> = LruHashMap::with_max_entries(MAX_APPROVED, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
+#[btf_map]
+pub static FLOWS: FlowStorage = FlowStorage::new();
+
+const BPF_F_NO_PREALLOC: u32 = aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+const FLOW_FLAGS: usize = (aya_ebpf::bindings::BPF_F_NO_PREALLOC | aya_ebpf::bindings::BPF_F_CLONE) as usize;
+const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;
+
+/// Socket storage whose value is inherited by accepted sockets (`BPF_F_CLONE`): how a socket tells that it came from a
+/// listener of the agent. aya's own type has no such flag. The fields exist for their BTF alone.
+#[repr(C)]
+pub struct FlowStorage {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const Flow,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; FLOW_FLAGS],
+}
+
+// SAFETY: the pointers are null and never read; the loader puts the map in the static's place.
+unsafe impl Sync for FlowStorage {}
+
+impl FlowStorage {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// The socket's flow, if it has one.
+    ///
+    /// # Safety
+    /// `sk` must be the socket of the program's context, checked against null.
+    #[inline(always)]
+    pub unsafe fn get(&self, sk: *mut c_void) -> Option<&mut Flow> {
+        // SAFETY: the map is of this value type; the kernel keeps the value alive while the program runs.
+        unsafe {
+            bpf_sk_storage_get((&raw const *self).cast_mut().cast(), sk, core::ptr::null_mut(), 0)
+                .cast::<Flow>()
+                .as_mut()
+        }
+    }
+
+    /// Stores a flow for the socket. False if there was no memory for it.
+    ///
+    /// # Safety
+    /// As [`Self::get`].
+    #[inline(always)]
+    pub unsafe fn set(&self, sk: *mut c_void, mut flow: Flow) -> bool {
+        // SAFETY: as in get.
+        let stored = unsafe {
+            bpf_sk_storage_get((&raw const *self).cast_mut().cast(), sk, (&raw mut flow).cast(), CREATE)
+                .cast::<Flow>()
+                .as_mut()
+        };
+        match stored {
+            Some(stored) => {
+                *stored = flow;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Whether the agent listens there. The map forgets a socket when it is closed, so this is true of a living agent only.
+#[inline(always)]
+pub fn listens(index: u32) -> bool {
+    // SAFETY: the map's keys are u32; the reference that the look-up takes is given back.
+    unsafe {
+        let sk = bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const index).cast());
+        if sk.is_null() {
+            return false;
+        }
+        bpf_sk_release(sk);
+        true
+    }
+}
+
+/// Current generation of a slot.
+#[inline(always)]
+pub fn generation(slot: u32) -> u32 {
+    GENERATIONS.get(slot).copied().unwrap_or(0)
+}
