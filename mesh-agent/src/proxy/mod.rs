@@ -1,1 +1,19 @@
-//! TODO
+//! The proxy: workers, each a thread with a runtime of its own, and the two spines that a connection follows,
+//! `outbound.rs` and `inbound.rs`.
+
+mod accept;
+pub mod direct;
+mod error;
+mod inbound;
+mod outbound;
+mod pod;
+pub mod relay;
+mod seams;
+mod upstream;
+mod worker;
+
+pub use accept::Accepted;
+pub use error::{Error, Retry};
+pub use pod::{Pod, PodListeners};
+pub use seams::Kernel;
+pub use worker::{Command, Config, Worker, WorkerHandle, spawn};

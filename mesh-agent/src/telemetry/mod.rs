@@ -1,1 +1,7 @@
-//! TODO
+//! One record per connection, and counters that nobody shares while connections are handled.
+
+mod connection;
+mod counters;
+
+pub use connection::{Connection, Direction};
+pub use counters::{Count, DirectionCounters, PodCounters, WorkerCounters};

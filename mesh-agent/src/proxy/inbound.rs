@@ -1,0 +1,40 @@
+//! The spine of an inbound connection: what somebody opened to a workload, in the order in which it happens.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use super::{Accepted, Error, Pod, Worker, accept::canonical, relay, upstream};
+use crate::{
+    model::{Mode, OrigDst},
+    policy,
+    telemetry::{Connection, Direction},
+};
+
+/// Serves one connection; it ends in exactly one record.
+pub(super) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    let mut record = worker.open(&pod, Direction::Inbound, accepted.peer);
+    let peer = accepted.peer;
+    let mut sockets = upstream::Sockets::new(accepted.socket);
+    let result = run(&worker, &pod, peer, &mut sockets, &mut record).await;
+    worker.end(record, sockets, result);
+}
+
+async fn run(
+    worker: &Worker,
+    pod: &Pod,
+    peer: SocketAddr,
+    sockets: &mut upstream::Sockets,
+    record: &mut Connection,
+) -> Result<(), Error> {
+    // sk_lookup steers without rewriting: the socket's own address is the original destination.
+    let destination = OrigDst(canonical(sockets.downstream.local_addr().map_err(Error::Downstream)?));
+    record.original = Some(destination.0);
+
+    // Plaintext from somebody the kernel does not vouch for. A pod that is no longer in the snapshot is being disarmed.
+    let mode = worker.mesh().workloads.get(&pod.name).map_or(Mode::Permissive, |workload| workload.mode);
+    policy::admit_plaintext(mode).map_err(Error::Refused)?;
+
+    // To the app, over the pod's loopback; the app sees the client.
+    record.upstream = Some(destination.0);
+    let upstream = upstream::connect_to_app(worker, pod, destination, peer).await?;
+    relay::run(&sockets.downstream, sockets.upstream.insert(upstream), record).await
+}

@@ -1,0 +1,86 @@
+//! The spine of an outbound connection: what a workload opened, in the order in which it happens.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use super::{Accepted, Error, Pod, Worker, direct, relay, upstream};
+use crate::{
+    balance,
+    model::{Endpoint, Mesh, OrigDst, Reason, UpstreamAddr},
+    policy,
+    route::{self, Route},
+    telemetry::{Connection, Direction},
+};
+
+/// Serves one connection; it ends in exactly one record.
+pub(super) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    let mut record = worker.open(&pod, Direction::Outbound, accepted.peer);
+    let mut sockets = upstream::Sockets::new(accepted.socket);
+    let result = run(&worker, &pod, &mut sockets, &mut record).await;
+    worker.end(record, sockets, result);
+}
+
+async fn run(
+    worker: &Worker,
+    pod: &Pod,
+    sockets: &mut upstream::Sockets,
+    record: &mut Connection,
+) -> Result<(), Error> {
+    // What did the app ask for? Without an answer nothing is guessed.
+    let (destination, drawn) =
+        worker.kernel.borrow().original(&sockets.downstream).ok_or(Error::NoOriginalDestination)?;
+    record.original = Some(destination.0);
+
+    // Where does that lead, and may it? All on one snapshot.
+    let endpoint = {
+        let mesh = worker.mesh();
+        let endpoint = decide(worker, &mesh, pod, destination, drawn)?;
+        remember(worker, &mesh, pod, destination);
+        endpoint
+    };
+    record.upstream = Some(endpoint.0);
+
+    // Connect from the pod's own namespace and relay.
+    let upstream = upstream::connect(worker, pod, endpoint).await?;
+    relay::run(&sockets.downstream, sockets.upstream.insert(upstream), record).await
+}
+
+/// Route, balance, policy.
+fn decide(
+    worker: &Worker,
+    mesh: &Mesh,
+    pod: &Pod,
+    destination: OrigDst,
+    drawn: Option<SocketAddr>,
+) -> Result<UpstreamAddr, Error> {
+    let (upstream, target) = match route::select(mesh, destination).map_err(Error::Route)? {
+        Route::Passthrough(upstream) => (upstream, None),
+        Route::Workload { workload, upstream } => (upstream, Some(workload)),
+        Route::Service { port, .. } => {
+            let endpoint = pick(&port.endpoints, drawn, worker.random()).ok_or(Error::Route(Reason::NoEndpoints))?;
+            (UpstreamAddr(SocketAddr::new(endpoint.address, endpoint.port)), endpoint.workload.clone())
+        }
+    };
+    if let (Some(source), Some(target)) = (mesh.workloads.get(&pod.name), target) {
+        policy::authorize(source, &target).map_err(Error::Refused)?;
+    }
+    Ok(upstream)
+}
+
+/// The endpoint that the connect hook drew, if it is one still; otherwise another.
+fn pick(endpoints: &[Endpoint], drawn: Option<SocketAddr>, random: u32) -> Option<&Endpoint> {
+    drawn
+        .and_then(|drawn| endpoints.iter().find(|e| e.address == drawn.ip() && e.port == drawn.port()))
+        .or_else(|| balance::pick(endpoints, random))
+}
+
+/// Lets the next one go direct, where it may.
+fn remember(worker: &Worker, mesh: &Mesh, pod: &Pod, destination: OrigDst) {
+    if !worker.config.direct {
+        return;
+    }
+    let mut backends = worker.backends.borrow_mut();
+    let Some(way) = direct::cacheable(mesh, destination, &mut backends) else { return };
+    if let Err(error) = worker.kernel.borrow_mut().remember(pod.slot, pod.generation(), destination, &way) {
+        tracing::debug!(pod = %pod.name, %destination, %error, "a decision is not cached");
+    }
+}

@@ -1,0 +1,304 @@
+//! A worker: one thread, one CPU, one runtime, sharing nothing that is hot.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::Future,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use mesh_common::WORKER_BEAT_MS;
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, LocalSet, spawn_local},
+};
+
+use super::{Error, Kernel, Pod, PodListeners, accept, direct::Backend, upstream::Sockets};
+use crate::{
+    model::{Mesh, Reason},
+    net::connect,
+    telemetry::{Connection, Direction, WorkerCounters},
+};
+
+/// What workers are told at their start.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Upstream sockets.
+    pub connect: connect::Options,
+    /// Whether decisions are cached in the kernel.
+    pub direct: bool,
+}
+
+/// What a worker is told while it runs.
+pub enum Command {
+    /// A pod is about to be armed.
+    Add(Arc<Pod>, PodListeners),
+    /// A pod was disarmed; nothing more comes to its listeners.
+    Close(Arc<Pod>),
+    /// A pod's namespace is gone: its connections end with this reason.
+    Abort(Arc<Pod>, Reason),
+    /// The agent stops: no more connections. Answered when the last one has ended.
+    Drain(oneshot::Sender<()>),
+    /// The agent has waited long enough: every connection ends.
+    AbortAll(Reason),
+}
+
+/// The control thread's end of a worker.
+pub struct WorkerHandle {
+    /// Its counters.
+    pub counters: Arc<WorkerCounters>,
+    commands: mpsc::UnboundedSender<Command>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl WorkerHandle {
+    /// Sends a command. A worker that has died is noticed by its missing beat.
+    pub fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    /// Whether the thread still runs.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+/// A worker.
+pub struct Worker {
+    pub(super) index: u32,
+    pub(super) config: Config,
+    pub(super) kernel: RefCell<Box<dyn Kernel>>,
+    pub(super) counters: Arc<WorkerCounters>,
+    /// Scratch space of the outbound spine.
+    pub(super) backends: RefCell<Vec<Backend>>,
+    mesh: RefCell<Arc<Mesh>>,
+    random: Cell<u64>,
+    pods: RefCell<HashMap<u32, Served>>,
+}
+
+/// The tasks of one pod.
+struct Served {
+    listeners: Vec<AbortHandle>,
+    /// Open connections; each knows its key.
+    connections: HashMap<u64, AbortHandle>,
+    next: u64,
+    /// What its connections end with when they are aborted.
+    otherwise: Rc<Cell<Reason>>,
+}
+
+impl Default for Served {
+    fn default() -> Self {
+        let otherwise = Rc::new(Cell::new(Reason::Internal));
+        Self { listeners: Vec::new(), connections: HashMap::new(), next: 0, otherwise }
+    }
+}
+
+/// Starts a worker on a CPU.
+pub fn spawn(
+    index: u32,
+    cpu: usize,
+    config: Config,
+    kernel: Box<dyn Kernel + Send>,
+    mesh: watch::Receiver<Arc<Mesh>>,
+) -> io::Result<WorkerHandle> {
+    let counters = Arc::new(WorkerCounters::new(cpu as u32));
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let own = Arc::clone(&counters);
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        pin(cpu);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let worker = Rc::new(Worker {
+            index,
+            config,
+            kernel: RefCell::new(kernel),
+            counters: own,
+            backends: RefCell::default(),
+            mesh: RefCell::new(Arc::clone(&mesh.borrow())),
+            random: Cell::new(u64::from(index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            pods: RefCell::default(),
+        });
+        LocalSet::new().block_on(&runtime, worker.run(receiver, mesh));
+        Ok(())
+    })?;
+    Ok(WorkerHandle { counters, commands, thread: Some(thread) })
+}
+
+/// Pins this thread to a CPU. Where that is not allowed the worker runs anywhere, only slower.
+fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    if let Err(error) = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)) {
+        tracing::warn!(cpu, %error, "a worker is not pinned to its CPU");
+    }
+}
+
+impl Worker {
+    async fn run(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>, mut mesh: watch::Receiver<Arc<Mesh>>) {
+        let beat = spawn_local(Self::beat(self.clone()));
+        loop {
+            tokio::select! {
+                // A pod is told of before its connections come, a snapshot before the pods in it.
+                biased;
+                Ok(()) = mesh.changed() => *self.mesh.borrow_mut() = Arc::clone(&mesh.borrow_and_update()),
+                command = commands.recv() => match command {
+                    Some(Command::Add(pod, listeners)) => self.add(&pod, listeners),
+                    Some(Command::Close(pod)) => self.close(&pod),
+                    Some(Command::Abort(pod, reason)) => self.abort(pod.slot, reason),
+                    Some(Command::Drain(drained)) => {
+                        beat.abort();
+                        let _ = self.kernel.borrow_mut().beat(self.index, None);
+                        spawn_local(Self::drain(self.clone(), drained));
+                    }
+                    Some(Command::AbortAll(reason)) => {
+                        let slots: Vec<u32> = self.pods.borrow().keys().copied().collect();
+                        for slot in slots {
+                            self.abort(slot, reason);
+                        }
+                    }
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// The snapshot to decide on.
+    pub(super) fn mesh(&self) -> Arc<Mesh> {
+        Arc::clone(&self.mesh.borrow())
+    }
+
+    /// A random number, for balancing only (xorshift64*).
+    pub(super) fn random(&self) -> u32 {
+        let mut x = self.random.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.random.set(x);
+        (x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    }
+
+    /// Opens the record of a connection.
+    pub(super) fn open(&self, pod: &Arc<Pod>, direction: Direction, peer: SocketAddr) -> Connection {
+        // There are as many counters as workers.
+        let counters = pod.counters.get(self.index as usize).cloned().unwrap_or_default();
+        let otherwise = self.pods.borrow().get(&pod.slot).map(|served| Rc::clone(&served.otherwise));
+        Connection::open(counters, Arc::clone(&self.counters), pod.name.clone(), otherwise, direction, peer)
+    }
+
+    /// Ends it: closed as its ends wanted, or reset.
+    pub(super) fn end(&self, record: Connection, sockets: Sockets, result: Result<(), Error>) {
+        match result {
+            Ok(()) => {
+                sockets.close();
+                record.finish(Reason::Ok);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "connection failed");
+                drop(sockets);
+                record.finish(error.reason());
+            }
+        }
+    }
+
+    /// Runs a connection's task, to be aborted with its pod.
+    pub(super) fn serve(self: &Rc<Self>, pod: &Arc<Pod>, task: impl Future<Output = ()> + 'static) {
+        let mut pods = self.pods.borrow_mut();
+        let Some(served) = pods.get_mut(&pod.slot) else { return };
+        let id = served.next;
+        served.next += 1;
+        let worker = Rc::clone(self);
+        let slot = pod.slot;
+        let handle = spawn_local(async move {
+            task.await;
+            worker.forget(slot, id);
+        });
+        served.connections.insert(id, handle.abort_handle());
+    }
+
+    fn forget(&self, slot: u32, id: u64) {
+        let mut pods = self.pods.borrow_mut();
+        let Some(served) = pods.get_mut(&slot) else { return };
+        served.connections.remove(&id);
+        if served.listeners.is_empty() && served.connections.is_empty() {
+            pods.remove(&slot);
+        }
+    }
+
+    fn add(self: &Rc<Self>, pod: &Arc<Pod>, listeners: PodListeners) {
+        let start = |listener, direction| -> io::Result<AbortHandle> {
+            let listener = TcpListener::from_std(listener)?;
+            Ok(spawn_local(accept::run(Rc::clone(self), Arc::clone(pod), listener, direction)).abort_handle())
+        };
+        let started = [start(listeners.outbound, Direction::Outbound), start(listeners.inbound, Direction::Inbound)];
+        let mut pods = self.pods.borrow_mut();
+        let served = pods.entry(pod.slot).or_default();
+        for listener in started {
+            match listener {
+                Ok(handle) => served.listeners.push(handle),
+                Err(error) => tracing::error!(pod = %pod.name, %error, "a listener cannot be registered"),
+            }
+        }
+    }
+
+    fn close(&self, pod: &Pod) {
+        let mut pods = self.pods.borrow_mut();
+        let Some(served) = pods.get_mut(&pod.slot) else { return };
+        for listener in served.listeners.drain(..) {
+            listener.abort();
+        }
+        if served.connections.is_empty() {
+            pods.remove(&pod.slot);
+        }
+    }
+
+    fn abort(&self, slot: u32, reason: Reason) {
+        let Some(served) = self.pods.borrow_mut().remove(&slot) else { return };
+        served.otherwise.set(reason);
+        for task in served.listeners.iter().chain(served.connections.values()) {
+            task.abort();
+        }
+    }
+
+    async fn drain(self: Rc<Self>, drained: oneshot::Sender<()>) {
+        // What was redirected before the last beat was withdrawn is in the accept queues by now, or will be at once.
+        tokio::time::sleep(Duration::from_millis(WORKER_BEAT_MS)).await;
+        let slots: Vec<u32> = self.pods.borrow().keys().copied().collect();
+        for slot in slots {
+            if let Some(served) = self.pods.borrow_mut().get_mut(&slot) {
+                for listener in served.listeners.drain(..) {
+                    listener.abort();
+                }
+            }
+        }
+        while self.counters.accepted.value() > self.counters.closed.value() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let _ = drained.send(());
+    }
+
+    /// Beats at a steady rate and says how late it was: a loop that is late is one that is overloaded.
+    async fn beat(self: Rc<Self>) {
+        let period = Duration::from_millis(WORKER_BEAT_MS);
+        let mut due = tokio::time::Instant::now();
+        loop {
+            let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64);
+            let lag = due.elapsed().as_nanos() as u64;
+            self.counters.beat_ns.set(now);
+            self.counters.lag_ns.set(lag);
+            if let Err(error) = self.kernel.borrow_mut().beat(self.index, Some((now, lag))) {
+                tracing::error!(worker = self.index, %error, "the worker cannot beat");
+            }
+            due = tokio::time::Instant::now() + period;
+            tokio::time::sleep_until(due).await;
+        }
+    }
+}
