@@ -175,7 +175,7 @@ fn endpoint(address: SocketAddr) -> Endpoint {
 }
 
 fn socket_address(endpoint: &Endpoint) -> SocketAddr {
-    SocketAddr::new(address::ip(&endpoint.address), endpoint.port as u16)
+    SocketAddr::new(address::from_words(endpoint.address), endpoint.port as u16)
 }
 
 fn known(endpoint: &Endpoint) -> Option<SocketAddr> {

@@ -1,1 +1,6 @@
-//! TODO
+//! From manifests to snapshots.
+mod annotations;
+mod field;
+mod object;
+mod parse;
+mod yaml;

@@ -3,7 +3,9 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
+    time::Instant,
 };
 
 use super::{ObjectName, Problem, Service, Workload};
@@ -38,6 +40,21 @@ pub struct Destination {
     pub generation: u32,
 }
 
+/// Where the snapshot comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceState {
+    /// What it is, e.g. `manifests /etc/mesh`.
+    pub description: Arc<str>,
+    /// When it was last read without error.
+    pub read_at: Option<Instant>,
+    /// Files in force.
+    pub files: usize,
+    /// Objects in force.
+    pub objects: usize,
+    /// Documents of kinds that the agent does not read.
+    pub ignored: usize,
+}
+
 /// Everything known, at one instant.
 #[derive(Clone, Debug, Default)]
 pub struct Mesh {
@@ -53,8 +70,13 @@ pub struct Mesh {
     pub destinations: HashMap<IpAddr, Destination>,
     /// What the kernel's `GENERATIONS` must hold, by slot; slots not named hold 0.
     pub generations: HashMap<u32, u32>,
+    /// Network namespaces that pods name and that exist, by path, with their inode: another inode behind the same path
+    /// is another namespace.
+    pub netns: BTreeMap<PathBuf, u64>,
     /// Objects that could not be used, or not as they are.
     pub problems: Vec<Problem>,
+    /// Where all this was read. Its `read_at` advances without a publication.
+    pub source: SourceState,
 }
 
 impl Mesh {

@@ -8,12 +8,10 @@ mod service;
 mod status;
 mod workload;
 
-pub use address::{DownstreamAddr, OrigDst, UpstreamAddr};
-pub use mesh::{Destination, Mesh, Node, Target};
+pub use address::{DownstreamAddr, OrigDst, UpstreamAddr, from_words, words};
+pub use mesh::{Destination, Mesh, Node, SourceState, Target};
 pub use problem::{Location, Problem, Severity};
 pub use reason::{Reason, Side};
 pub use service::{Endpoint, Service, ServicePort, TrafficDistribution};
-pub use status::{
-    HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status, WorkerStatus,
-};
+pub use status::{HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status, WorkerStatus};
 pub use workload::{Exclusions, Mode, ObjectName, PodState, Workload};

@@ -49,7 +49,8 @@ pub struct ServicePort {
     pub list: u32,
 }
 
-/// A service with cluster addresses.
+/// A service with cluster addresses of one family. A dual-stack service is two of these, so that the endpoints of a port
+/// are always of the family that the client's socket can reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.

@@ -1,0 +1,137 @@
+//! The objects as they are read: what we use of each kind, defaults applied, nothing joined yet.
+
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
+
+use ipnet::IpNet;
+
+use crate::model::{Location, Mode, ObjectName, TrafficDistribution};
+
+/// A kind that the agent reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Namespace,
+    Pod,
+    Service,
+    EndpointSlice,
+    ServiceAccount,
+    Node,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::ServiceAccount, Self::Node];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Node => "Node",
+        }
+    }
+
+    pub(super) const fn api_version(self) -> &'static str {
+        match self {
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            _ => "v1",
+        }
+    }
+
+    pub(super) const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node)
+    }
+}
+
+/// Identifies an object. The namespace of a cluster-wide one is empty.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) kind: Kind,
+    pub(super) name: ObjectName,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kind.is_namespaced() {
+            write!(f, "{} {}", self.kind.name(), self.name)
+        } else {
+            write!(f, "{} {}", self.kind.name(), self.name.name)
+        }
+    }
+}
+
+/// What the annotations `mesh-agent.io/*` of an object say; `None` where they say nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Settings {
+    pub(super) mesh: Option<bool>,
+    pub(super) mode: Option<Mode>,
+    pub(super) outbound_ports: Option<Vec<u16>>,
+    pub(super) inbound_ports: Option<Vec<u16>>,
+    pub(super) outbound_cidrs: Option<Vec<IpNet>>,
+    pub(super) inbound_cidrs: Option<Vec<IpNet>>,
+    pub(super) netns: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pod {
+    pub(super) settings: Settings,
+    pub(super) service_account: Arc<str>,
+    pub(super) node: Option<Arc<str>>,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) host_network: bool,
+    /// `status.phase` is Succeeded or Failed: it has given its address back.
+    pub(super) finished: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServiceSpec {
+    pub(super) addresses: Vec<IpAddr>,
+    /// Number and name of the TCP ports.
+    pub(super) ports: Vec<(u16, Arc<str>)>,
+    pub(super) distribution: TrafficDistribution,
+    /// `internalTrafficPolicy: Local`: only endpoints of this node, or none.
+    pub(super) local_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Slice {
+    /// Name of its service, of the same namespace. A slice without one serves no service that we know.
+    pub(super) service: Option<Arc<str>>,
+    /// Name and number of the TCP ports.
+    pub(super) ports: Vec<(Arc<str>, u16)>,
+    pub(super) endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SliceEndpoint {
+    pub(super) address: IpAddr,
+    pub(super) ready: bool,
+    pub(super) draining: bool,
+    pub(super) node: Option<Arc<str>>,
+    pub(super) zone: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NodeSpec {
+    pub(super) zone: Option<Arc<str>>,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Object {
+    Namespace(Settings),
+    Pod(Pod),
+    Service(ServiceSpec),
+    EndpointSlice(Slice),
+    ServiceAccount,
+    Node(NodeSpec),
+}
+
+/// An object in force and where it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Loaded {
+    pub(super) key: Key,
+    pub(super) object: Arc<Object>,
+    pub(super) location: Location,
+}
