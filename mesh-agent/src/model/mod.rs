@@ -13,7 +13,5 @@ pub use mesh::{Destination, Mesh, Node, Target};
 pub use problem::{Location, Problem, Severity};
 pub use reason::{Reason, Side};
 pub use service::{Endpoint, Service, ServicePort, TrafficDistribution};
-pub use status::{
-    HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status, WorkerStatus,
-};
+pub use status::{HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status, WorkerStatus};
 pub use workload::{Exclusions, Mode, ObjectName, PodState, Workload};
