@@ -36,8 +36,8 @@ pub struct Options {
     pub set_log_filter: SetLogFilter,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the agent keeps them")]
 /// Runs the agent until SIGTERM or SIGINT.
+#[expect(clippy::needless_pass_by_value, reason = "the agent keeps them")]
 pub fn run(options: Options) -> anyhow::Result<()> {
     anyhow::bail!("not built yet: {} cannot be served", options.manifests.display())
 }

@@ -119,7 +119,7 @@ mod tests {
         assert!(run_dir.join("admin.sock.mine").exists(), "a stranger's file stays");
 
         fs::remove_file(run_dir.join("admin.sock.mine")).unwrap();
-        assert_eq!(clean(&run_dir, &bpffs, false).unwrap(), [run_dir.clone()]);
+        assert_eq!(clean(&run_dir, &bpffs, false).unwrap(), std::slice::from_ref(&run_dir));
         assert!(clean(&run_dir, &bpffs, false).unwrap().is_empty(), "nothing to clean");
     }
 

@@ -43,7 +43,7 @@ mod tests {
     fn reads_what_people_write() {
         assert_eq!(parse("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse("2m"), Ok(Duration::from_mins(2)));
         assert_eq!(parse("0s"), Ok(Duration::ZERO));
         assert_eq!(parse_interval("3"), Ok(Duration::from_secs(3)));
     }

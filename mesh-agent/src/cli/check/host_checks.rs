@@ -197,20 +197,21 @@ fn judge_descriptors(hard: u64) -> Check {
     )
 }
 
-pub(super) fn other_agent(run_dir: &Path) -> Check {
+/// Whether another agent runs is told beside the line: then its own listeners are no conflict.
+pub(super) fn other_agent(run_dir: &Path) -> (Check, bool) {
     const NAME: &str = "other agent";
     match lock::RunLock::acquire_existing(run_dir) {
-        Ok(_) => Check::ok(NAME, format!("none with {}", run_dir.display())),
+        Ok(_) => (Check::ok(NAME, format!("none with {}", run_dir.display())), false),
         Err(lock::Error::Held { pid, .. }) => {
             let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
-            Check::fail(
-                NAME,
-                format!("one is running with {}{pid}", run_dir.display()),
-                "Fine if it is the one you mean (mesh-agent status shows it); stop it before starting another.",
-            )
+            let found = format!("one is running with {}{pid}", run_dir.display());
+            let remedy =
+                "Fine if it is the one you mean (mesh-agent status shows it); stop it before you start another.";
+            (Check::warn(NAME, found, remedy), true)
         }
         Err(lock::Error::Io { source, .. }) => {
-            Check::warn(NAME, format!("unknown: {}: {source}", run_dir.join("lock").display()), "Check again as root.")
+            let found = format!("unknown: {}: {source}", run_dir.join("lock").display());
+            (Check::warn(NAME, found, "Check again as root."), false)
         }
     }
 }
@@ -270,12 +271,12 @@ mod tests {
     #[test]
     fn a_running_agent_is_found_by_its_lock() {
         let run_dir = tempfile::tempdir().unwrap();
-        assert_eq!(other_agent(run_dir.path()).outcome, Outcome::Ok);
+        assert!(!other_agent(run_dir.path()).1);
         let lock = lock::RunLock::acquire(run_dir.path()).unwrap();
-        let check = other_agent(run_dir.path());
-        assert_eq!(check.outcome, Outcome::Fail);
+        let (check, running) = other_agent(run_dir.path());
+        assert!(running && check.outcome == Outcome::Warn, "it may be the one that is meant");
         assert!(check.found.ends_with(&format!("pid {}", std::process::id())), "{check:?}");
         drop(lock);
-        assert_eq!(other_agent(run_dir.path()).outcome, Outcome::Ok);
+        assert_eq!(other_agent(run_dir.path()).0.outcome, Outcome::Ok);
     }
 }

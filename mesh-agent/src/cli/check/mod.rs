@@ -100,8 +100,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
 }
 
 fn all(args: &Args) -> Vec<Check> {
-    let running = host_checks::other_agent(&args.run_dir.run_dir);
-    let agent_runs = running.outcome == Outcome::Fail;
+    let (other_agent, agent_runs) = host_checks::other_agent(&args.run_dir.run_dir);
     let mut checks = vec![
         host_checks::kernel(),
         host_checks::cgroup(args.cgroup.cgroup.as_deref()),
@@ -111,7 +110,7 @@ fn all(args: &Args) -> Vec<Check> {
         host_checks::object(),
         host_checks::btf(),
         host_checks::descriptors(),
-        running,
+        other_agent,
     ];
     if let Some(manifests) = &args.manifests {
         checks.extend(ports::checks(manifests, agent_runs));

@@ -90,24 +90,33 @@ async fn watch(args: &Args, paint: Paint, interval: Duration) -> anyhow::Result<
             report = ask(args, paint) => report,
         };
         code = report.code;
-        let screen = if in_place {
-            // Home, and clear what is below only after writing: no flicker.
-            let text = format!("{}{}", report.out, report.err).replace('\n', "\x1b[K\n");
-            format!("{}{text}\x1b[J", if first { "\x1b[2J\x1b[H" } else { "\x1b[H" })
+        let text = if in_place {
+            redraw(&report, first)
         } else {
-            let separator = if first || args.output == Format::Json { "" } else { separator(args.output) };
-            format!("{separator}{}{}", report.out, report.err)
+            let _closed = io::stderr().write_all(report.err.as_bytes());
+            let between = if first || report.out.is_empty() { "" } else { separator(args.output) };
+            format!("{between}{}", report.out)
         };
-        first = false;
+        first = first && report.out.is_empty() && !in_place;
         let mut out = io::stdout().lock();
-        if out.write_all(screen.as_bytes()).and_then(|()| out.flush()).is_err() {
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
             return Ok(code);
         }
     }
 }
 
+/// The report in the place of the former one. What is left of that is cleared line by line: no flicker.
+fn redraw(report: &Report, first: bool) -> String {
+    let text = format!("{}{}", report.out, report.err).replace('\n', "\x1b[K\n");
+    format!("{}\x1b[H{text}\x1b[J", if first { "\x1b[2J" } else { "" })
+}
+
 fn separator(format: Format) -> &'static str {
-    if format == Format::Yaml { "---\n" } else { "\n" }
+    match format {
+        Format::Table | Format::Wide => "\n",
+        Format::Json => "",
+        Format::Yaml => "---\n",
+    }
 }
 
 async fn ask(args: &Args, paint: Paint) -> Report {

@@ -16,28 +16,27 @@ use crate::{
 pub(super) fn render(out: &mut String, pods: &[PodStatus], wide: bool, paint: Paint) {
     let enrolled = pods.iter().filter(|pod| pod.enrolled).count();
     let armed = pods.iter().filter(|pod| pod.state == PodState::Armed).count();
-    section(out, "PODS", &format!("{enrolled} of {} enrolled, {armed} armed", pods.len()), paint);
     if pods.is_empty() {
-        return;
+        return section(out, "PODS", "none", paint);
     }
-    if wide { all_columns(pods) } else { main_columns(pods) }.render(out, 2, paint);
+    section(out, "PODS", &format!("{enrolled} of {} enrolled, {armed} armed", pods.len()), paint);
     if wide {
+        all_columns(pods).render(out, 2, paint);
         out.push_str("  UP: bytes toward the server, DOWN: toward the client, of relayed connections\n");
+    } else {
+        main_columns(pods).render(out, 2, paint);
+        footnotes(out, pods);
     }
 }
 
 fn main_columns(pods: &[PodStatus]) -> Table {
-    // A column for what should never be is worth its place only when it is.
-    let bypassed = pods.iter().any(|pod| pod.bypassed > 0);
-    let mut table = Table::default().left(&["POD", "STATE"]).right(&["OPEN", "TOTAL", "DIRECT", "BYTES"]);
-    table = table.right(&["CAPTURED", "PASSED"]);
-    if bypassed {
-        table = table.right(&["BYPASSED"]);
-    }
-    table = table.right(&["REFUSED", "UNACCOUNTED"]);
+    let mut table = Table::default()
+        .left(&["POD", "STATE"])
+        .right(&["OPEN", "TOTAL", "DIRECT", "BYTES"])
+        .right(&["CAPTURED", "PASSED", "REFUSED", "UNACC"]);
     for pod in pods {
         let total = pod.outbound.total + pod.inbound.total + pod.direct_total;
-        let mut row = vec![
+        let row = vec![
             pod.name.to_string().into(),
             state(pod),
             number(pod.outbound.open + pod.inbound.open + pod.direct_open),
@@ -45,27 +44,39 @@ fn main_columns(pods: &[PodStatus]) -> Table {
             direct_share(pod.direct_total, total),
             size(relayed_bytes(&pod.outbound) + relayed_bytes(&pod.inbound) + pod.direct_bytes),
             number(pod.captured),
-            number(pod.passed),
+            passed(pod),
+            refused(pod),
+            trouble(pod.unaccounted),
         ];
-        if bypassed {
-            row.push(trouble(pod.bypassed));
-        }
-        row.extend([refused(pod), trouble(pod.unaccounted)]);
         table.row(if is_untouched(pod) { faded(pod) } else { row });
     }
     table
 }
 
+/// Explains marks of the main table that are rare enough to need it.
+fn footnotes(out: &mut String, pods: &[PodStatus]) {
+    if pods.iter().any(|pod| pod.bypassed > 0) {
+        out.push_str("  (n!) n of the passed connections should have been captured\n");
+    }
+    if pods.iter().any(|pod| pod.unaccounted > 0) {
+        out.push_str("  UNACC: handed over by the kernel, and not dealt with by the agent\n");
+    }
+}
+
 fn all_columns(pods: &[PodStatus]) -> Table {
     let mut table = Table::default()
-        .left(&["POD", "ADDRESSES", "STATE"])
+        .left(&["POD", "ADDRESSES", "STATE", "MODE"])
         .right(&["OUT OPEN", "OUT TOTAL", "OUT FAILED", "OUT UP", "OUT DOWN"])
         .right(&["IN OPEN", "IN TOTAL", "IN FAILED", "IN UP", "IN DOWN"])
         .right(&["DIRECT OPEN", "DIRECT TOTAL", "DIRECT BYTES"])
         .right(&["CAPTURED", "PASSED", "BYPASSED", "REFUSED", "UNACCOUNTED"]);
     for pod in pods {
         let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
-        let mut row = vec![pod.name.to_string().into(), addresses.join(",").into(), state(pod)];
+        let mut row = vec![pod.name.to_string().into(), addresses.join(",").into(), state(pod), mode(pod)];
+        if is_untouched(pod) {
+            table.row(row);
+            continue;
+        }
         for relay in [&pod.outbound, &pod.inbound] {
             row.extend([
                 number(relay.open),
@@ -120,8 +131,21 @@ fn state(pod: &PodStatus) -> Cell {
         PodState::Failed => ("FAILED", Tone::Bad),
         PodState::Remote => ("remote", Tone::Dim),
     };
-    let strict = if pod.mode == Mode::Strict && pod.enrolled { ", strict" } else { "" };
-    Cell::new(format!("{text}{strict}"), tone)
+    Cell::new(text, tone)
+}
+
+fn mode(pod: &PodStatus) -> Cell {
+    match pod.mode {
+        Mode::Permissive => "permissive".into(),
+        Mode::Strict => "strict".into(),
+    }
+}
+
+fn passed(pod: &PodStatus) -> Cell {
+    if pod.bypassed == 0 {
+        return number(pod.passed);
+    }
+    Cell::new(format!("{} ({}!)", units::count(pod.passed), units::count(pod.bypassed)), Tone::Bad)
 }
 
 fn number(value: u64) -> Cell {

@@ -58,7 +58,9 @@ pub(super) fn render(status: &Status, hidden_problems: usize, wide: bool, paint:
 
 /// Begins a section.
 pub(super) fn section(out: &mut String, title: &str, note: &str, paint: Paint) {
-    let _ = writeln!(out, "\n{}  {}", paint.tone(title, Tone::Bold), paint.tone(note, Tone::Dim));
+    let line = format!("\n{}  {}", paint.tone(title, Tone::Bold), paint.tone(note, Tone::Dim));
+    out.push_str(if note.is_empty() { line.trim_end() } else { &line });
+    out.push('\n');
 }
 
 fn header(out: &mut String, status: &Status, paint: Paint) {
@@ -153,10 +155,10 @@ fn balance(workers: &[WorkerStatus]) -> String {
 
 fn namespaces(out: &mut String, status: &Status, paint: Paint) {
     let enrolled = status.namespaces.iter().filter(|namespace| namespace.enrolled).count();
-    section(out, "NAMESPACES", &format!("{enrolled} of {} enrolled", status.namespaces.len()), paint);
     if status.namespaces.is_empty() {
-        return;
+        return section(out, "NAMESPACES", "none", paint);
     }
+    section(out, "NAMESPACES", &format!("{enrolled} of {} enrolled", status.namespaces.len()), paint);
     let mut table = Table::default().left(&["NAMESPACE", "MESH"]).right(&["PODS", "ARMED"]);
     for namespace in &status.namespaces {
         let mesh = if namespace.enrolled { Cell::new("enabled", Tone::Good) } else { Cell::new("disabled", Tone::Dim) };
@@ -188,6 +190,8 @@ fn problems(out: &mut String, status: &Status, hidden: usize, paint: Paint) {
     let (errors, warnings) = (of(Severity::Error), of(Severity::Warning));
     let mut note = match (errors, warnings) {
         (0, 0) => "none".to_owned(),
+        (_, 0) => plural(errors, "error"),
+        (0, _) => plural(warnings, "warning"),
         _ => format!("{}, {}", plural(errors, "error"), plural(warnings, "warning")),
     };
     if hidden > 0 {
