@@ -1,2 +1,7 @@
 //! mesh-agent.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mesh_agent::cli::main()
+}

@@ -1,1 +1,22 @@
-//! TODO
+//! The unix socket that `mesh-agent status` asks, and the lock that keeps a second agent away.
+//!
+//! HTTP/1.1: `GET /v1/status`, `GET /healthz`, `GET /readyz`, `PUT /v1/log-level`.
+
+pub mod client;
+pub mod lock;
+pub mod server;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+/// Path of the admin socket in a run folder.
+pub fn socket_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("admin.sock")
+}
+
+/// Path of the lock in a run folder.
+pub fn lock_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("lock")
+}

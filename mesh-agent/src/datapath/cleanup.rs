@@ -1,8 +1,109 @@
-//! Placeholder until the command line is merged.
+//! Removal of everything the agent pinned.
 
-use std::{io, path::{Path, PathBuf}};
+use std::{
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-/// Removes every pin.
-pub fn cleanup(_bpffs: &Path) -> io::Result<Vec<PathBuf>> {
-    Ok(Vec::new())
+/// Folder of our pins in bpffs.
+const PINS: &str = "mesh-agent";
+
+/// Removes the pins below `<bpffs>/mesh-agent` and that folder; what it removed, in order.
+///
+/// Links go first: unlinking one detaches its program. Symbolic links are not followed, and a pin folder that is one
+/// is refused. Nothing there is no error.
+pub fn cleanup(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
+    let root = bpffs.join(PINS);
+    match fs::symlink_metadata(&root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+        Ok(meta) if !meta.is_dir() => {
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a folder", root.display())));
+        }
+        Ok(_) => {}
+    }
+    let mut found = Found::default();
+    collect(&root, &mut found)?;
+    found.files.sort_by_key(|path| (!is_link_pin(path), path.clone()));
+    let mut removed = Vec::new();
+    for file in found.files {
+        if gone(fs::remove_file(&file))? {
+            removed.push(file);
+        }
+    }
+    for folder in found.folders {
+        if gone(fs::remove_dir(&folder))? {
+            removed.push(folder);
+        }
+    }
+    Ok(removed)
+}
+
+#[derive(Default)]
+struct Found {
+    files: Vec<PathBuf>,
+    /// Inner ones first.
+    folders: Vec<PathBuf>,
+}
+
+fn collect(folder: &Path, found: &mut Found) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            collect(&entry.path(), found)?;
+        } else {
+            found.files.push(entry.path());
+        }
+    }
+    found.folders.push(folder.to_path_buf());
+    Ok(())
+}
+
+fn is_link_pin(path: &Path) -> bool {
+    path.parent().and_then(Path::file_name) == Some(OsStr::new("links"))
+}
+
+/// Whether we removed it; somebody else having done so is fine.
+fn gone(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removes_only_our_pins_links_first() {
+        let bpffs = tempfile::tempdir().unwrap();
+        let at = |name: &str| bpffs.path().join(name);
+        for folder in ["mesh-agent/v1/links", "mesh-agent/v1/maps", "other"] {
+            fs::create_dir_all(at(folder)).unwrap();
+        }
+        let outside = at("other/pin");
+        for file in ["mesh-agent/v1/links/connect4", "mesh-agent/v1/maps/AGENT", "other/pin", "maps.debug"] {
+            fs::write(at(file), "").unwrap();
+        }
+        std::os::unix::fs::symlink(at("other"), at("mesh-agent/v1/stray")).unwrap();
+
+        let removed = cleanup(bpffs.path()).unwrap();
+        assert_eq!(removed.first(), Some(&at("mesh-agent/v1/links/connect4")));
+        assert_eq!(removed.last(), Some(&at("mesh-agent")));
+        assert!(outside.exists() && at("maps.debug").exists() && !at("mesh-agent").exists());
+        assert_eq!(cleanup(bpffs.path()).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn refuses_a_pin_folder_that_is_a_symbolic_link() {
+        let bpffs = tempfile::tempdir().unwrap();
+        let victim = tempfile::tempdir().unwrap();
+        fs::write(victim.path().join("precious"), "").unwrap();
+        std::os::unix::fs::symlink(victim.path(), bpffs.path().join("mesh-agent")).unwrap();
+        assert!(cleanup(bpffs.path()).is_err());
+        assert!(victim.path().join("precious").exists());
+    }
 }

@@ -1,0 +1,222 @@
+//! The server half.
+
+use std::{
+    convert::Infallible,
+    fs, io,
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt, PermissionsExt},
+        net::UnixStream as StdStream,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time,
+};
+
+use crate::{admin::socket_path, model::Status};
+
+/// Connections served at once; more of them wait in the accept queue.
+const MAX_CONNECTIONS: usize = 16;
+/// How long a request's head may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a whole connection may take: nobody may keep one of the few places.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest body of a request, in bytes.
+const MAX_BODY: usize = 4096;
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the server tells; the agent implements it.
+pub trait Source: Send + Sync + 'static {
+    /// The status now.
+    fn status(&self) -> impl Future<Output = Status> + Send;
+    /// What the agent still waits for before it is ready; empty when it is.
+    fn waiting_for(&self) -> Vec<String>;
+    /// Replaces the log filter; the error says what is wrong with it.
+    fn set_log_filter(&self, filter: &str) -> Result<(), String>;
+}
+
+/// Why the socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another agent answers on it.
+    #[error("another agent answers on {}; stop it first, or give this one its own --run-dir", .0.display())]
+    InUse(PathBuf),
+    /// Something that is not a socket has its name.
+    #[error("{} exists and is not a socket; move it away, or choose another --run-dir", .0.display())]
+    NotASocket(PathBuf),
+    /// The file system or the network stack refused.
+    #[error("cannot make the admin socket {}: {source}; check that --run-dir is writable and its path is short", .path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The bound socket. Dropping it, or the future of [`Server::run`], removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Server {
+    /// Makes `run_dir` if need be and listens on its socket, mode 0600; a socket that nobody answers on is replaced.
+    /// Needs a tokio runtime.
+    pub fn bind(run_dir: &Path) -> Result<Self, Error> {
+        let path = socket_path(run_dir);
+        fs::create_dir_all(run_dir).map_err(|source| Error::Io { path: path.clone(), source })?;
+        refuse_unless_stale(&path)?;
+        let new = run_dir.join(format!("admin.sock.{}", std::process::id()));
+        match Self::publish(&new, &path) {
+            Ok((listener, inode)) => Ok(Self { listener, path, inode }),
+            Err(source) => {
+                let _gone = fs::remove_file(&new);
+                Err(Error::Io { path, source })
+            }
+        }
+    }
+
+    /// Binds under a name of its own and renames: the socket never exists with a wider mode.
+    fn publish(new: &Path, path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
+        match fs::remove_file(new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(new)?;
+        fs::set_permissions(new, fs::Permissions::from_mode(0o600))?;
+        let meta = fs::metadata(new)?;
+        fs::rename(new, path)?;
+        Ok((listener, (meta.dev(), meta.ino())))
+    }
+
+    /// Serves for ever. Connections end with the future.
+    pub async fn run<S: Source>(self, source: Arc<S>) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "admin socket: accept failed");
+                    time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            while connections.try_join_next().is_some() {}
+            let source = Arc::clone(&source);
+            connections.spawn(async move {
+                if time::timeout(CONNECTION_TIMEOUT, serve(stream, source)).await.is_err() {
+                    tracing::debug!("admin socket: connection closed at its time limit");
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Another agent may have put its own in the place.
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode) {
+            let _gone = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn refuse_unless_stale(path: &Path) -> Result<(), Error> {
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(Error::Io { path: path.to_path_buf(), source }),
+    };
+    if !meta.file_type().is_socket() {
+        return Err(Error::NotASocket(path.to_path_buf()));
+    }
+    match StdStream::connect(path) {
+        Ok(_) => Err(Error::InUse(path.to_path_buf())),
+        Err(_) => Ok(()),
+    }
+}
+
+async fn serve<S: Source>(stream: UnixStream, source: Arc<S>) {
+    let service = service_fn(move |request| {
+        let source = Arc::clone(&source);
+        async move { Ok::<_, Infallible>(answer(request, &*source).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "admin socket: connection failed");
+    }
+}
+
+async fn answer<S: Source>(request: Request<Incoming>, source: &S) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    match (head.uri.path(), &head.method) {
+        ("/v1/status", &Method::GET) => match serde_json::to_vec(&source.status().await) {
+            Ok(json) => response(StatusCode::OK, "application/json", json),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode the status: {error}")),
+        },
+        ("/healthz", &Method::GET) => text(StatusCode::OK, "ok".to_owned()),
+        ("/readyz", &Method::GET) => match source.waiting_for() {
+            waiting if waiting.is_empty() => text(StatusCode::OK, "ready".to_owned()),
+            waiting => text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}", waiting.join(", "))),
+        },
+        ("/v1/log-level", &Method::PUT) => set_log_filter(body, source).await,
+        ("/v1/status" | "/healthz" | "/readyz" | "/v1/log-level", method) => {
+            text(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for this path"))
+        }
+        (path, _) => text(
+            StatusCode::NOT_FOUND,
+            format!("no {path} here; there are GET /v1/status, /healthz, /readyz and PUT /v1/log-level"),
+        ),
+    }
+}
+
+async fn set_log_filter<S: Source>(body: Incoming, source: &S) -> Response<Full<Bytes>> {
+    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
+        return text(StatusCode::BAD_REQUEST, format!("the body must be a log filter of at most {MAX_BODY} bytes"));
+    };
+    let body = body.to_bytes();
+    let filter = String::from_utf8_lossy(&body);
+    match source.set_log_filter(filter.trim()) {
+        Ok(()) => text(StatusCode::OK, format!("log filter is now {}", filter.trim())),
+        Err(error) => text(StatusCode::BAD_REQUEST, error),
+    }
+}
+
+fn text(status: StatusCode, mut body: String) -> Response<Full<Bytes>> {
+    body.push('\n');
+    response(status, "text/plain; charset=utf-8", body.into_bytes())
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,282 @@
+//! What the agent needs of the machine.
+
+use std::{fs, path::Path};
+
+use nix::sys::{
+    resource::{Resource, getrlimit},
+    statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::Check;
+use crate::{
+    admin::lock,
+    cli::{host, output::units},
+    datapath,
+};
+
+/// Oldest kernel that the programs are tested on.
+const MIN_KERNEL: (u32, u32) = (6, 1);
+/// Descriptors below which a busy node runs out: a spliced connection takes six.
+const MIN_DESCRIPTORS: u64 = 65_536;
+/// Bits of CapEff that the agent needs, and for what.
+const CAPABILITIES: [(u32, &str, &str); 2] = [
+    (12, "CAP_NET_ADMIN", "attaching the hooks"),
+    (21, "CAP_SYS_ADMIN", "entering the pods' network namespaces and loading programs"),
+];
+
+pub(super) fn kernel() -> Check {
+    match nix::sys::utsname::uname() {
+        Ok(name) => judge_kernel(&name.release().to_string_lossy()),
+        Err(errno) => Check::fail("kernel", format!("uname: {errno}"), "Run on Linux."),
+    }
+}
+
+fn judge_kernel(release: &str) -> Check {
+    let (major, minor) = MIN_KERNEL;
+    match host::parse_release(release) {
+        Some(version) if version >= MIN_KERNEL => Check::ok("kernel", release),
+        Some(_) => Check::fail(
+            "kernel",
+            format!("{release} is older than {major}.{minor}"),
+            format!("Boot Linux {major}.{minor} or newer (Debian 12 has 6.1)."),
+        ),
+        None => Check::warn(
+            "kernel",
+            format!("{release}: version not understood"),
+            format!("Make sure that it is Linux {major}.{minor} or newer."),
+        ),
+    }
+}
+
+pub(super) fn cgroup(given: Option<&Path>) -> Check {
+    match host::mounts() {
+        Ok(mounts) => judge_cgroup(&mounts, given, |point| point.join("cgroup.type").exists()),
+        Err(error) => Check::fail("cgroup v2", format!("{error:#}"), "Mount /proc."),
+    }
+}
+
+/// `is_child`: whether the folder is a cgroup other than the root, which alone lacks `cgroup.type`.
+fn judge_cgroup(mounts: &[host::Mount], given: Option<&Path>, is_child: impl Fn(&Path) -> bool) -> Check {
+    const NAME: &str = "cgroup v2";
+    let of_given = |point: &Path| mounts.iter().rfind(|mount| mount.point == point && mount.kind == "cgroup2");
+    let mount = match given {
+        Some(point) => match of_given(point) {
+            Some(mount) => mount,
+            None => {
+                return Check::fail(
+                    NAME,
+                    format!("{} is not a mount of cgroup v2", point.display()),
+                    "Leave --cgroup away, or name the mount point of the whole hierarchy.",
+                );
+            }
+        },
+        None => match host::choose_cgroup(mounts) {
+            Some(mount) => mount,
+            None => {
+                return Check::fail(
+                    NAME,
+                    "not mounted",
+                    "mount -t cgroup2 none /sys/fs/cgroup (or any folder, with --cgroup DIR).",
+                );
+            }
+        },
+    };
+    let point = mount.point.display();
+    if mount.root != Path::new("/") || is_child(&mount.point) {
+        return Check::fail(
+            NAME,
+            format!("{point} shows only a part of the hierarchy"),
+            "Pods outside it would not be captured: run the agent in the initial cgroup namespace (in Kubernetes, mount the host's /sys/fs/cgroup).",
+        );
+    }
+    Check::ok(NAME, format!("{point} is the root"))
+}
+
+pub(super) fn bpffs(point: &Path) -> Check {
+    const NAME: &str = "bpffs";
+    let remedy = format!("mount -t bpf bpf {}", point.display());
+    match statfs(point) {
+        Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => Check::ok(NAME, point.display().to_string()),
+        Ok(_) => Check::fail(NAME, format!("not mounted on {}", point.display()), remedy),
+        Err(errno) => Check::fail(
+            NAME,
+            format!("{}: {}", point.display(), errno.desc()),
+            format!("Make the folder, then {remedy} (or name another mount by --bpffs)."),
+        ),
+    }
+}
+
+pub(super) fn capabilities() -> Check {
+    judge_capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default())
+}
+
+fn judge_capabilities(status: &str) -> Check {
+    const NAME: &str = "capabilities";
+    let Some(effective) = host::status_field(status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok()) else {
+        return Check::fail(NAME, "cannot read CapEff in /proc/self/status", "Mount /proc.");
+    };
+    let missing: Vec<_> = CAPABILITIES
+        .iter()
+        .filter(|(bit, ..)| effective >> bit & 1 == 0)
+        .map(|(_, name, purpose)| format!("{name} (for {purpose})"))
+        .collect();
+    if missing.is_empty() {
+        let names: Vec<_> = CAPABILITIES.iter().map(|(_, name, _)| *name).collect();
+        return Check::ok(NAME, names.join(", "));
+    }
+    Check::fail(
+        NAME,
+        format!("missing {}", missing.join(", ")),
+        "Run as root, or add them (AmbientCapabilities= in systemd, securityContext.capabilities.add in Kubernetes).",
+    )
+}
+
+pub(super) fn pid_namespace() -> Check {
+    let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    judge_pid_namespace(&link.to_string_lossy())
+}
+
+/// The programs know the agent's own sockets by its process id in the initial pid namespace, whose inode is fixed.
+fn judge_pid_namespace(link: &str) -> Check {
+    const NAME: &str = "pid namespace";
+    const INITIAL: &str = "pid:[4026531836]";
+    match link {
+        INITIAL => Check::ok(NAME, "the initial one"),
+        "" => Check::warn(NAME, "unknown: cannot read /proc/self/ns/pid", "Mount /proc."),
+        other => Check::fail(
+            NAME,
+            format!("{other} is not the initial one"),
+            "The programs could not tell the agent's own connections from the pods': run it in the host's pid namespace (hostPID: true, docker --pid=host).",
+        ),
+    }
+}
+
+pub(super) fn object() -> Check {
+    const NAME: &str = "eBPF programs";
+    if datapath::object_built() {
+        return Check::ok(NAME, "built in");
+    }
+    Check::fail(
+        NAME,
+        "not built into this binary",
+        "./xtask/run setup installs what their build needs; then build again. Or give run --ebpf-object PATH.",
+    )
+}
+
+pub(super) fn btf() -> Check {
+    const PATH: &str = "/sys/kernel/btf/vmlinux";
+    if Path::new(PATH).exists() {
+        return Check::ok("kernel BTF", PATH);
+    }
+    Check::warn(
+        "kernel BTF",
+        format!("no {PATH}"),
+        "None needed to run; bpftool shows less without it (CONFIG_DEBUG_INFO_BTF).",
+    )
+}
+
+pub(super) fn descriptors() -> Check {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((_, hard)) => judge_descriptors(hard),
+        Err(errno) => Check::warn("descriptors", format!("getrlimit: {errno}"), "None."),
+    }
+}
+
+fn judge_descriptors(hard: u64) -> Check {
+    let found = format!("at most {} open", units::count(hard));
+    if hard >= MIN_DESCRIPTORS {
+        return Check::ok("descriptors", found);
+    }
+    Check::warn(
+        "descriptors",
+        found,
+        format!(
+            "A relayed connection takes two to six: raise the hard limit to {} or more (LimitNOFILE=, ulimit -Hn).",
+            units::count(MIN_DESCRIPTORS)
+        ),
+    )
+}
+
+/// Whether another agent runs is told beside the line: then its own listeners are no conflict.
+pub(super) fn other_agent(run_dir: &Path) -> (Check, bool) {
+    const NAME: &str = "other agent";
+    match lock::RunLock::acquire_existing(run_dir) {
+        Ok(_) => (Check::ok(NAME, format!("none with {}", run_dir.display())), false),
+        Err(lock::Error::Held { pid, .. }) => {
+            let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+            let found = format!("one is running with {}{pid}", run_dir.display());
+            let remedy =
+                "Fine if it is the one you mean (mesh-agent status shows it); stop it before you start another.";
+            (Check::warn(NAME, found, remedy), true)
+        }
+        Err(lock::Error::Io { source, .. }) => {
+            let found = format!("unknown: {}: {source}", run_dir.join("lock").display());
+            (Check::warn(NAME, found, "Check again as root."), false)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::Outcome;
+
+    #[test]
+    fn kernels_older_than_the_floor_fail() {
+        assert_eq!(judge_kernel("6.1.0-38-amd64").outcome, Outcome::Ok);
+        assert_eq!(judge_kernel("7.0.1").outcome, Outcome::Ok);
+        assert_eq!(judge_kernel("5.15.0-105-generic").outcome, Outcome::Fail);
+        assert_eq!(judge_kernel("mystery").outcome, Outcome::Warn);
+    }
+
+    #[test]
+    fn capabilities_are_named_with_their_purpose() {
+        assert_eq!(judge_capabilities("CapEff:\t000001fffeffffff\n").outcome, Outcome::Ok);
+        let none = judge_capabilities("CapEff:\t0000000000001000\n");
+        assert_eq!(none.outcome, Outcome::Fail);
+        assert!(
+            none.found.contains("CAP_SYS_ADMIN (for entering") && !none.found.contains("CAP_NET_ADMIN"),
+            "{none:?}"
+        );
+    }
+
+    #[test]
+    fn a_pid_namespace_of_its_own_fails() {
+        assert_eq!(judge_pid_namespace("pid:[4026531836]").outcome, Outcome::Ok);
+        assert_eq!(judge_pid_namespace("pid:[4026532265]").outcome, Outcome::Fail);
+    }
+
+    #[test]
+    fn the_cgroup_must_be_the_root_of_the_hierarchy() {
+        let mounts = host::parse_mountinfo(
+            "1 0 0:1 / /sys/fs/cgroup rw - cgroup2 none rw\n2 0 0:2 /kubepods /part rw - cgroup2 none rw\n",
+        );
+        let judge = |given: Option<&str>, child| judge_cgroup(&mounts, given.map(Path::new), |_| child).outcome;
+        assert_eq!(judge(None, false), Outcome::Ok);
+        assert_eq!(judge(None, true), Outcome::Fail, "a cgroup namespace hides the real root");
+        assert_eq!(judge(Some("/part"), false), Outcome::Fail);
+        assert_eq!(judge(Some("/tmp"), false), Outcome::Fail);
+        assert_eq!(judge_cgroup(&[], None, |_| false).outcome, Outcome::Fail);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_bpffs_fails_with_the_command_to_mount_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = bpffs(folder.path());
+        assert_eq!(check.outcome, Outcome::Fail);
+        assert_eq!(check.remedy, format!("mount -t bpf bpf {}", folder.path().display()));
+        assert_eq!(bpffs(&folder.path().join("absent")).outcome, Outcome::Fail);
+    }
+
+    #[test]
+    fn a_running_agent_is_found_by_its_lock() {
+        let run_dir = tempfile::tempdir().unwrap();
+        assert!(!other_agent(run_dir.path()).1);
+        let lock = lock::RunLock::acquire(run_dir.path()).unwrap();
+        let (check, running) = other_agent(run_dir.path());
+        assert!(running && check.outcome == Outcome::Warn, "it may be the one that is meant");
+        assert!(check.found.ends_with(&format!("pid {}", std::process::id())), "{check:?}");
+        drop(lock);
+        assert_eq!(other_agent(run_dir.path()).0.outcome, Outcome::Ok);
+    }
+}

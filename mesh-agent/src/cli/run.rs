@@ -1,0 +1,173 @@
+//! `mesh-agent run`.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use mesh_common::maps::MAX_WORKERS;
+
+use super::{
+    Bpffs, Cgroup, RunDir, duration, host,
+    logging::{self, LogFormat},
+};
+use crate::app;
+
+const EXAMPLES: &str = "\
+Examples:
+  mesh-agent run --manifests /etc/mesh-agent/manifests
+  mesh-agent run --manifests ./pods --node-name worker-1 --direct=off --log mesh_agent=debug
+  MESH_AGENT_MANIFESTS=/etc/mesh-agent/manifests MESH_AGENT_LOG_FORMAT=json mesh-agent run
+
+SIGTERM and ctrl-C drain: no new connections, open ones may end until --drain-deadline.";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Folder of Kubernetes YAML (Namespace, Pod, Service, EndpointSlice, ServiceAccount), watched for changes
+    #[arg(long, value_name = "DIR", env = "MESH_AGENT_MANIFESTS")]
+    manifests: PathBuf,
+    /// Name of this node: pods that name another one are remote [default: the host name]
+    #[arg(long, value_name = "NAME", env = "MESH_AGENT_NODE_NAME")]
+    node_name: Option<String>,
+    /// Whether the kernel may connect pods of this node directly once a decision is known
+    #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true, env = "MESH_AGENT_DIRECT")]
+    direct: Switch,
+    #[command(flatten)]
+    run_dir: RunDir,
+    #[command(flatten)]
+    bpffs: Bpffs,
+    #[command(flatten)]
+    cgroup: Cgroup,
+    /// Data threads, each pinned to a CPU [default: the number of CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)), env = "MESH_AGENT_WORKERS")]
+    workers: Option<u32>,
+    /// How long a server may take to accept a connection
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse_positive, env = "MESH_AGENT_CONNECT_TIMEOUT")]
+    connect_timeout: Duration,
+    /// How long open connections may go on after SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse, env = "MESH_AGENT_DRAIN_DEADLINE")]
+    drain_deadline: Duration,
+    /// Idle time before TCP keepalive probes on relayed connections; 0s for none
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse, env = "MESH_AGENT_KEEPALIVE")]
+    keepalive: Duration,
+    /// A further address of this node, whose connections (probes) pass; repeatable
+    #[arg(long, value_name = "IP", value_delimiter = ',', env = "MESH_AGENT_NODE_ADDRESS")]
+    node_address: Vec<IpAddr>,
+    /// How the log looks
+    #[arg(long, value_name = "FORMAT", default_value = "text", env = "MESH_AGENT_LOG_FORMAT")]
+    log_format: LogFormat,
+    /// What is logged, e.g. info or mesh_agent::proxy=debug
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "MESH_AGENT_LOG")]
+    log: String,
+    /// eBPF programs to load instead of the built-in ones
+    #[arg(long, value_name = "PATH", env = "MESH_AGENT_EBPF_OBJECT")]
+    ebpf_object: Option<PathBuf>,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let set_log_filter = logging::init(args.log_format, &args.log)?;
+    app::run(options(args, set_log_filter)?)
+}
+
+fn options(args: Args, set_log_filter: app::SetLogFilter) -> anyhow::Result<app::Options> {
+    let node_name = match args.node_name {
+        Some(name) => name,
+        None => host::node_name().context("cannot read the host name; give --node-name")?,
+    };
+    let cgroup = match args.cgroup.cgroup {
+        Some(cgroup) => cgroup,
+        None => host::cgroup_mount()?.context(host::NO_CGROUP)?,
+    };
+    let workers = match args.workers {
+        Some(workers) => workers as usize,
+        None => std::thread::available_parallelism()
+            .context("cannot count the CPUs; give --workers")?
+            .get()
+            .min(MAX_WORKERS as usize),
+    };
+    Ok(app::Options {
+        manifests: args.manifests,
+        node_name,
+        direct: args.direct == Switch::On,
+        run_dir: args.run_dir.run_dir,
+        bpffs: args.bpffs.bpffs,
+        cgroup,
+        workers,
+        connect_timeout: args.connect_timeout,
+        drain_deadline: args.drain_deadline,
+        keepalive: args.keepalive,
+        node_addresses: args.node_address,
+        ebpf_object: args.ebpf_object,
+        set_log_filter,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(extra: &[&str]) -> Result<app::Options, clap::Error> {
+        let line = ["mesh-agent", "run", "--manifests", "/m", "--node-name", "n1", "--cgroup", "/c"];
+        match Cli::try_parse_from(line.iter().chain(extra))?.command {
+            Command::Run(args) => Ok(options(*args, Arc::new(|_| Ok(()))).unwrap()),
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn defaults() {
+        let options = parse(&[]).unwrap();
+        assert!(options.direct);
+        assert_eq!(options.connect_timeout, Duration::from_secs(10));
+        assert_eq!(options.drain_deadline, Duration::from_secs(30));
+        assert_eq!(options.run_dir, PathBuf::from("/run/mesh-agent"));
+        assert_eq!(options.bpffs, PathBuf::from("/sys/fs/bpf"));
+        assert!(options.workers >= 1 && options.workers <= MAX_WORKERS as usize);
+    }
+
+    #[test]
+    fn flags() {
+        let options = parse(&[
+            "--direct=off",
+            "--workers",
+            "3",
+            "--connect-timeout",
+            "500ms",
+            "--node-address",
+            "10.0.0.1",
+            "--node-address",
+            "fd00::1",
+        ])
+        .unwrap();
+        assert!(!options.direct);
+        assert_eq!(options.workers, 3);
+        assert_eq!(options.connect_timeout, Duration::from_millis(500));
+        assert_eq!(options.node_addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+    }
+
+    #[test]
+    fn impossible_values_are_refused_by_name() {
+        for (flag, value) in [
+            ("--workers", "0"),
+            ("--workers", "65"),
+            ("--connect-timeout", "0s"),
+            ("--drain-deadline", "30"),
+            ("--direct", "maybe"),
+            ("--node-address", "10.0.0"),
+        ] {
+            let error = parse(&[flag, value]).err().unwrap().to_string();
+            assert!(error.contains(flag) && error.contains(value), "{error}");
+        }
+    }
+}
