@@ -1,0 +1,204 @@
+//! The control loop: snapshots in, the kernel and the workers kept in line, questions answered, the end.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    time::MissedTickBehavior,
+};
+
+use super::{
+    Options,
+    pods::Pods,
+    status::{self, Answers, Watched},
+};
+use crate::{
+    datapath::Datapath,
+    model::{Mesh, Reason, Status},
+    net::netns,
+    proxy::{Command, WorkerHandle},
+};
+
+/// How often pods and hooks are looked after.
+const TEND: Duration = Duration::from_secs(1);
+/// How often addresses in the pods' namespaces are looked at: once in this many rounds of [`TEND`].
+const ADDRESSES_EVERY: u32 = 5;
+/// After the drain deadline, how long aborted connections have to send their RST.
+const AFTERMATH: Duration = Duration::from_millis(300);
+
+/// Everything that the control thread owns.
+pub(super) struct Control {
+    pub(super) options: Options,
+    pub(super) datapath: Datapath,
+    pub(super) workers: Vec<WorkerHandle>,
+    pub(super) pods: Pods,
+    pub(super) mesh: Arc<Mesh>,
+    pub(super) node_addresses: Vec<IpAddr>,
+    pub(super) started: Instant,
+    pub(super) watched: BTreeMap<crate::model::ObjectName, Watched>,
+    snapshots: watch::Sender<Arc<Mesh>>,
+    generations: Vec<u32>,
+    answers: Arc<Answers>,
+}
+
+impl Control {
+    pub(super) fn new(
+        options: Options,
+        datapath: Datapath,
+        workers: Vec<WorkerHandle>,
+        snapshots: watch::Sender<Arc<Mesh>>,
+        answers: Arc<Answers>,
+    ) -> anyhow::Result<Self> {
+        let pods = Pods::new(&datapath, options.direct, options.keepalive);
+        let generations = datapath.generations();
+        Ok(Self {
+            options,
+            datapath,
+            workers,
+            pods,
+            mesh: Arc::new(Mesh::default()),
+            node_addresses: Vec::new(),
+            started: Instant::now(),
+            watched: BTreeMap::new(),
+            snapshots,
+            generations,
+            answers,
+        })
+    }
+
+    /// Runs until a signal, then drains.
+    pub(super) async fn run(
+        mut self,
+        mut found: watch::Receiver<Arc<Mesh>>,
+        mut asked: mpsc::Receiver<oneshot::Sender<Status>>,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut tend = tokio::time::interval(TEND);
+        tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut round = 0_u32;
+        let mut next: Option<Instant> = None;
+        loop {
+            let settled = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                changed = found.changed() => {
+                    changed?;
+                    let mesh = Arc::clone(&found.borrow_and_update());
+                    self.put_in_force(mesh);
+                    next = self.pods.tend(&mut self.datapath, &self.workers);
+                }
+                () = settled => next = self.pods.tend(&mut self.datapath, &self.workers),
+                Some(answer) = asked.recv() => {
+                    let status = self.status().await;
+                    let _ = answer.send(status);
+                }
+                _ = tend.tick() => {
+                    round = round.wrapping_add(1);
+                    self.look_after(round);
+                    next = self.pods.tend(&mut self.datapath, &self.workers);
+                }
+            }
+        }
+        tokio::select! {
+            () = self.drain() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    }
+
+    /// The order matters: first the kernel forgets what the former state allowed, then workers decide on the new one,
+    /// then pods are disarmed and armed.
+    fn put_in_force(&mut self, mesh: Arc<Mesh>) {
+        let first = self.mesh.version == 0;
+        if let Err(error) = self.datapath.set_generations(&mut self.generations, &mesh.generations) {
+            tracing::error!(%error, "generations cannot be written; the former snapshot stays in force");
+            return;
+        }
+        self.snapshots.send_replace(Arc::clone(&mesh));
+        self.mesh = Arc::clone(&mesh);
+        self.refresh_node_addresses();
+        self.pods.reconcile(&mut self.datapath, &self.workers, &mesh);
+        if first {
+            self.pods.forget_others(&mut self.datapath);
+            self.answers.ready();
+            tracing::info!(
+                node = %mesh.node.name,
+                pods = self.pods.enrolled.len(),
+                adopted = self.datapath.adopted(),
+                direct = self.options.direct,
+                "ready"
+            );
+        }
+    }
+
+    fn look_after(&mut self, round: u32) {
+        let mesh = Arc::clone(&self.mesh);
+        // Pods that could not be armed are tried again; for the others nothing has changed and nothing is written.
+        self.pods.reconcile(&mut self.datapath, &self.workers, &mesh);
+        if round.is_multiple_of(ADDRESSES_EVERY) {
+            self.refresh_node_addresses();
+            self.pods.refresh_addresses(&mut self.datapath, &mesh);
+        }
+        self.watch_bypasses();
+    }
+
+    /// The node's own addresses: of the namespace that the agent runs in, of its Node object, and those it was told.
+    fn refresh_node_addresses(&mut self) {
+        let mut addresses = netns::addresses().unwrap_or_default();
+        addresses.extend(self.mesh.node.addresses.iter().chain(&self.options.node_addresses));
+        addresses.sort_unstable();
+        addresses.dedup();
+        if addresses == self.node_addresses {
+            return;
+        }
+        match self.datapath.set_node_addresses(&addresses) {
+            Ok(()) => self.node_addresses = addresses,
+            Err(error) => tracing::error!(%error, "the node's addresses cannot be written"),
+        }
+    }
+
+    /// The hooks stop redirecting, open connections have until the deadline. The pins stay: strict pods stay closed.
+    async fn drain(&mut self) {
+        let open = self.workers.iter().map(|w| w.counters.accepted.value() - w.counters.closed.value()).sum::<u64>();
+        let deadline = self.options.drain_deadline;
+        tracing::info!(open, deadline_s = deadline.as_secs_f64(), "draining");
+        let mut drained = Vec::new();
+        for worker in &self.workers {
+            let (done, wait) = oneshot::channel();
+            worker.send(Command::Drain(done));
+            drained.push(wait);
+        }
+        let all = async {
+            for wait in drained {
+                let _ = wait.await;
+            }
+        };
+        if tokio::time::timeout(deadline, all).await.is_err() {
+            tracing::warn!(reason = Reason::Drained.code(), "the drain deadline has passed; the rest is reset");
+            for worker in &self.workers {
+                worker.send(Command::AbortAll(Reason::Drained));
+            }
+            tokio::time::sleep(AFTERMATH).await;
+        }
+        tracing::info!("stopped");
+    }
+
+    async fn status(&mut self) -> Status {
+        status::of(self).await
+    }
+}

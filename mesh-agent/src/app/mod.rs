@@ -1,0 +1,135 @@
+//! Start order, top to bottom; the only module that knows every other.
+
+mod control;
+mod kernel;
+mod pods;
+mod status;
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    admin::{lock::RunLock, server::Server},
+    datapath::{self, Datapath},
+    discovery,
+    model::Mesh,
+    net::connect,
+    proxy,
+};
+
+/// Replaces the log filter; the error says what is wrong with it.
+pub type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// What `mesh-agent run` was told.
+#[derive(Clone)]
+pub struct Options {
+    /// `--manifests`: the folder of manifests.
+    pub manifests: PathBuf,
+    /// `--node-name`, or the host name.
+    pub node_name: String,
+    /// `--direct`: whether connections may bypass the proxy.
+    pub direct: bool,
+    /// `--run-dir`: folder of the admin socket and the lock.
+    pub run_dir: PathBuf,
+    /// `--bpffs`: where bpffs is mounted.
+    pub bpffs: PathBuf,
+    /// `--cgroup`: root of the cgroup v2 tree.
+    pub cgroup: PathBuf,
+    /// `--workers`: 1 to [`mesh_common::maps::MAX_WORKERS`].
+    pub workers: usize,
+    /// `--connect-timeout`: toward upstreams; never zero.
+    pub connect_timeout: Duration,
+    /// `--drain-deadline`: how long open connections may go on after SIGTERM.
+    pub drain_deadline: Duration,
+    /// `--keepalive`: idle time before TCP keepalive probes; zero for none.
+    pub keepalive: Duration,
+    /// `--node-address`: addresses that pass as the node's own, beside those found on its interfaces.
+    pub node_addresses: Vec<IpAddr>,
+    /// `--ebpf-object`: programs to load instead of the embedded ones.
+    pub ebpf_object: Option<PathBuf>,
+    /// Replaces the log filter of the running process.
+    pub set_log_filter: SetLogFilter,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&options.run_dir)
+        .with_context(|| format!("cannot make --run-dir {}", options.run_dir.display()))?;
+    let _lock = RunLock::acquire(&options.run_dir)?;
+    raise_fd_limit();
+
+    // The programs first: nothing is captured by them until a workload is armed.
+    let datapath_options = datapath::Options {
+        bpffs: options.bpffs.clone(),
+        cgroup: options.cgroup.clone(),
+        object: options.ebpf_object.clone(),
+    };
+    let mut datapath = Datapath::load(&datapath_options)?;
+
+    // Then those who will take the connections.
+    let (snapshots, for_workers) = watch::channel(Arc::new(Mesh::default()));
+    let workers = start_workers(&options, &datapath, &for_workers)?;
+    datapath.introduce(workers.len() as u32)?;
+    datapath.attach()?;
+
+    // Then the source of what is to be captured; control arms it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the control runtime")?;
+    runtime.block_on(async {
+        let (found, mesh) = watch::channel(Arc::new(Mesh::default()));
+        let node_name: Arc<str> = options.node_name.as_str().into();
+        let mut source = tokio::spawn(discovery::file::run(options.manifests.clone(), node_name, found));
+        let mut log = match datapath.program_log() {
+            Some(log) => tokio::spawn(log.run()),
+            None => tokio::spawn(std::future::pending()),
+        };
+        let (ask, asked) = mpsc::channel(16);
+        let admin = Server::bind(&options.run_dir)?;
+        let answers = Arc::new(status::Answers::new(ask, options.set_log_filter.clone()));
+        let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
+        let control = control::Control::new(options, datapath, workers, snapshots, answers)?;
+        tokio::select! {
+            result = control.run(mesh, asked) => result,
+            end = &mut source => Err(anyhow::anyhow!("reading the manifests ended: {end:?}")),
+            end = &mut admin => Err(anyhow::anyhow!("the admin socket ended: {end:?}")),
+            end = &mut log => Err(anyhow::anyhow!("the programs' log ended: {end:?}")),
+        }
+    })
+}
+
+fn start_workers(
+    options: &Options,
+    datapath: &Datapath,
+    mesh: &watch::Receiver<Arc<Mesh>>,
+) -> anyhow::Result<Vec<proxy::WorkerHandle>> {
+    let config = proxy::Config {
+        connect: connect::Options { timeout: options.connect_timeout, keepalive: options.keepalive },
+        direct: options.direct,
+    };
+    let cpus = usable_cpus()?;
+    (0..options.workers)
+        .map(|index| {
+            let cpu = cpus.get(index % cpus.len().max(1)).copied().unwrap_or(0);
+            let kernel = Box::new(kernel::KernelMaps(datapath.worker_maps()?));
+            proxy::spawn(index as u32, cpu, config, kernel, mesh.clone()).context("a worker's thread")
+        })
+        .collect()
+}
+
+/// CPUs that this process may run on.
+fn usable_cpus() -> anyhow::Result<Vec<usize>> {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).context("sched_getaffinity")?;
+    Ok((0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
+}
+
+/// Every relayed connection takes two descriptors: the soft limit of 1,024 is for programs that use select(2).
+fn raise_fd_limit() {
+    let result = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match result {
+        Ok(hard) => tracing::debug!(hard, "descriptor limit"),
+        Err(error) => tracing::warn!(%error, "the descriptor limit is left as it is"),
+    }
+}

@@ -1,0 +1,313 @@
+//! The pods of this node on their way into the mesh and out of it: which are armed, and in what order that happens.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_common::{Counters, INBOUND_PORT, OUTBOUND_PORT};
+
+use crate::{
+    datapath::{Datapath, Listeners, Slot, WorkloadConfig},
+    model::{Location, Mesh, ObjectName, Problem, Reason, Severity, Workload},
+    net::{
+        listen::listen,
+        netns::{self, Netns},
+    },
+    proxy::{Command, Pod, PodListeners, WorkerHandle},
+};
+
+/// After disarming, how long redirected connections have to reach their listener: they are on the pod's own loopback.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// A pod that is armed, or was.
+pub(super) struct Enrolled {
+    pub(super) pod: Arc<Pod>,
+    pub(super) cookie: u64,
+    pub(super) slot: Slot,
+    pub(super) config: WorkloadConfig,
+    pub(super) stage: Stage,
+    /// What the kernel had counted when this agent took the pod over.
+    pub(super) base: Counters,
+}
+
+/// How far on its way out a pod is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Armed,
+    /// Disarmed; the listeners are open until then.
+    Settling(Instant),
+    /// Nothing more can come; open connections go on.
+    Closed,
+}
+
+impl Enrolled {
+    /// Relayed connections that are open.
+    pub(super) fn open(&self) -> u64 {
+        let mut sum = crate::model::RelayStatus::default();
+        for counters in &self.pod.counters {
+            counters.outbound.add_to(&mut sum);
+            counters.inbound.add_to(&mut sum);
+        }
+        sum.open
+    }
+}
+
+/// All of them.
+pub(super) struct Pods {
+    pub(super) enrolled: BTreeMap<ObjectName, Enrolled>,
+    /// Why a pod that should be armed is not.
+    pub(super) failed: BTreeMap<ObjectName, Problem>,
+    adopted: HashMap<u64, Slot>,
+    generation: u32,
+    keepalive: Duration,
+    direct: bool,
+}
+
+impl Pods {
+    pub(super) fn new(datapath: &Datapath, direct: bool, keepalive: Duration) -> Self {
+        let adopted = if datapath.adopted() { datapath.slots() } else { HashMap::new() };
+        Self { enrolled: BTreeMap::new(), failed: BTreeMap::new(), adopted, generation: 0, keepalive, direct }
+    }
+
+    /// Brings the kernel in line with the snapshot: disarms first, then arms.
+    pub(super) fn reconcile(&mut self, datapath: &mut Datapath, workers: &[WorkerHandle], mesh: &Mesh) {
+        let wanted: BTreeMap<&ObjectName, &Arc<Workload>> =
+            mesh.workloads.iter().filter(|(_, workload)| should_be_armed(mesh, workload)).collect();
+        let leaving: Vec<ObjectName> = self
+            .enrolled
+            .iter()
+            .filter(|(name, pod)| {
+                pod.stage == Stage::Armed
+                    && wanted.get(name).is_none_or(|workload| workload.netns.as_deref() != Some(pod.pod.netns.path()))
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in leaving {
+            self.disarm(datapath, &name);
+        }
+        self.failed.retain(|name, _| wanted.contains_key(name));
+        for (name, workload) in wanted {
+            match self.arm(datapath, workers, workload) {
+                Ok(()) => {
+                    self.failed.remove(name);
+                }
+                Err(error) => {
+                    let problem = arm_problem(workload, &error);
+                    if self.failed.insert(name.clone(), problem.clone()).as_ref() != Some(&problem) {
+                        tracing::error!(pod = %name, error = format!("{error:#}"), reason = problem.reason.code(), "cannot arm");
+                    }
+                }
+            }
+        }
+    }
+
+    /// What earlier agents armed and nobody wants any more goes, once the first snapshot has been put in force.
+    pub(super) fn forget_others(&mut self, datapath: &mut Datapath) {
+        let keep: Vec<u64> = self.enrolled.values().map(|pod| pod.cookie).collect();
+        if let Err(error) = datapath.forget_others(|cookie| keep.contains(&cookie)) {
+            tracing::warn!(%error, "what an earlier agent left cannot be removed");
+        }
+        self.adopted.clear();
+    }
+
+    fn arm(&mut self, datapath: &mut Datapath, workers: &[WorkerHandle], workload: &Workload) -> anyhow::Result<()> {
+        let Some(path) = workload.netns.as_deref() else { return Ok(()) };
+        match self.enrolled.get(&workload.name).map(|pod| pod.stage) {
+            Some(Stage::Armed) => return self.update(datapath, workload),
+            // It comes back while it was leaving: its listeners are open still.
+            Some(Stage::Settling(_)) if self.is_same_netns(&workload.name, path) => {
+                return self.update(datapath, workload);
+            }
+            Some(_) => {}
+            None => {}
+        }
+        let netns = Netns::open(path)?;
+        let count = workers.len();
+        let keepalive = self.keepalive;
+        let found = netns.run(|| inspect(count, keepalive))?;
+        if let Some(other) = self.enrolled.values().find(|pod| pod.cookie == found.cookie && pod.pod.name != workload.name) {
+            anyhow::bail!("its network namespace is that of pod {}", other.pod.name);
+        }
+        // A pod that left and still has connections keeps its slot and its counters.
+        let before = self.enrolled.remove(&workload.name).filter(|pod| pod.cookie == found.cookie);
+        let (slot, base, pod) = match before {
+            Some(before) => (before.slot, before.base, before.pod),
+            None => {
+                let (slot, base) = self.slot(datapath, found.cookie)?;
+                (slot, base, Arc::new(Pod::new(workload.name.clone(), slot.0, netns, count)))
+            }
+        };
+        let mut config = self.config(workload, found.cookie, &found.addresses);
+        config.generation = self.next_generation();
+        pod.set_generation(config.generation);
+        datapath.set_listeners(slot, &found.listeners)?;
+        let listeners = found.listeners;
+        for ((worker, outbound), inbound) in workers.iter().zip(listeners.outbound).zip(listeners.inbound) {
+            worker.send(Command::Add(Arc::clone(&pod), PodListeners { outbound, inbound }));
+        }
+        datapath.arm(slot, pod.netns.file(), &config)?;
+        tracing::info!(pod = %workload.name, netns = %path.display(), slot = slot.0, mode = ?config.mode, "armed");
+        let enrolled = Enrolled { pod, cookie: found.cookie, slot, config, stage: Stage::Armed, base };
+        self.enrolled.insert(workload.name.clone(), enrolled);
+        Ok(())
+    }
+
+    fn is_same_netns(&self, name: &ObjectName, path: &Path) -> bool {
+        self.enrolled.get(name).is_some_and(|pod| pod.pod.netns.path() == path && pod.pod.netns.is_still_there())
+    }
+
+    /// Writes the configuration of a pod that has its listeners, if it has changed.
+    fn update(&mut self, datapath: &mut Datapath, workload: &Workload) -> anyhow::Result<()> {
+        let Some(known) = self.enrolled.get(&workload.name) else { return Ok(()) };
+        let mut config = self.config(workload, known.cookie, &known.config.addresses);
+        let unchanged = WorkloadConfig { generation: known.config.generation, ..config.clone() };
+        if known.stage == Stage::Armed && unchanged == known.config {
+            return Ok(());
+        }
+        config.generation = self.next_generation();
+        let Some(known) = self.enrolled.get_mut(&workload.name) else { return Ok(()) };
+        known.pod.set_generation(config.generation);
+        datapath.arm(known.slot, known.pod.netns.file(), &config)?;
+        tracing::info!(pod = %workload.name, mode = ?config.mode, "armed anew");
+        known.config = config;
+        known.stage = Stage::Armed;
+        Ok(())
+    }
+
+    fn slot(&mut self, datapath: &mut Datapath, cookie: u64) -> anyhow::Result<(Slot, Counters)> {
+        if let Some(slot) = self.adopted.get(&cookie) {
+            return Ok((*slot, datapath.counters(*slot)?));
+        }
+        let taken = |slot| self.enrolled.values().any(|pod| pod.slot == slot) || self.adopted.values().any(|s| *s == slot);
+        let slot = datapath.free_slot(taken)?;
+        datapath.reset_counters(slot)?;
+        Ok((slot, Counters::default()))
+    }
+
+    /// What the kernel is to know; its generation is set when it is written.
+    fn config(&self, workload: &Workload, cookie: u64, found: &[IpAddr]) -> WorkloadConfig {
+        // The addresses of the Pod object first: the first of a family is the one that apps are shown.
+        let mut addresses = workload.addresses.clone();
+        addresses.retain(|address| found.contains(address));
+        addresses.extend(found.iter().filter(|address| !workload.addresses.contains(address)));
+        WorkloadConfig {
+            cookie,
+            addresses,
+            mode: workload.mode,
+            exclusions: workload.exclusions.clone(),
+            direct: self.direct,
+            generation: 0,
+        }
+    }
+
+    fn disarm(&mut self, datapath: &mut Datapath, name: &ObjectName) {
+        let Some(pod) = self.enrolled.get_mut(name) else { return };
+        if let Err(error) = datapath.disarm(pod.slot, pod.cookie) {
+            tracing::error!(pod = %name, %error, "cannot disarm");
+        }
+        tracing::info!(pod = %name, open = pod.open(), "disarmed");
+        pod.stage = Stage::Settling(Instant::now() + SETTLE);
+    }
+
+    /// Closes what has settled, forgets what has ended, notices namespaces that are gone. Returns when to come again.
+    pub(super) fn tend(&mut self, datapath: &mut Datapath, workers: &[WorkerHandle]) -> Option<Instant> {
+        let now = Instant::now();
+        for (name, pod) in &mut self.enrolled {
+            match pod.stage {
+                Stage::Armed | Stage::Settling(_) if !pod.pod.netns.is_still_there() => {
+                    tracing::info!(pod = %name, "its network namespace is gone");
+                    let result = datapath.disarm(pod.slot, pod.cookie).and_then(|()| datapath.forget(pod.slot, pod.cookie));
+                    if let Err(error) = result {
+                        tracing::error!(pod = %name, %error, "cannot disarm");
+                    }
+                    for worker in workers {
+                        worker.send(Command::Abort(Arc::clone(&pod.pod), Reason::WorkloadGone));
+                    }
+                    pod.stage = Stage::Closed;
+                }
+                Stage::Settling(until) if until <= now => {
+                    if let Err(error) = datapath.forget(pod.slot, pod.cookie) {
+                        tracing::error!(pod = %name, %error, "cannot be forgotten");
+                    }
+                    for worker in workers {
+                        worker.send(Command::Close(Arc::clone(&pod.pod)));
+                    }
+                    pod.stage = Stage::Closed;
+                }
+                _ => {}
+            }
+        }
+        self.enrolled.retain(|_, pod| pod.stage != Stage::Closed || pod.open() > 0);
+        self.enrolled.values().filter_map(|pod| if let Stage::Settling(until) = pod.stage { Some(until) } else { None }).min()
+    }
+
+    /// Looks for addresses that pods have got or lost since.
+    pub(super) fn refresh_addresses(&mut self, datapath: &mut Datapath, mesh: &Mesh) {
+        let names: Vec<ObjectName> = self.enrolled.keys().cloned().collect();
+        for name in names {
+            let Some(pod) = self.enrolled.get_mut(&name).filter(|pod| pod.stage == Stage::Armed) else { continue };
+            let Ok(mut found) = pod.pod.netns.run(netns::addresses) else { continue };
+            let mut known = pod.config.addresses.clone();
+            found.sort_unstable();
+            known.sort_unstable();
+            if found == known {
+                continue;
+            }
+            let cookie = pod.cookie;
+            let Some(workload) = mesh.workloads.get(&name) else { continue };
+            let mut config = self.config(workload, cookie, &found);
+            config.generation = self.next_generation();
+            let Some(pod) = self.enrolled.get_mut(&name) else { continue };
+            pod.pod.set_generation(config.generation);
+            if let Err(error) = datapath.arm(pod.slot, pod.pod.netns.file(), &config) {
+                tracing::error!(pod = %name, %error, "its new addresses are not captured");
+            }
+            pod.config = config;
+        }
+    }
+
+    fn next_generation(&mut self) -> u32 {
+        self.generation += 1;
+        self.generation
+    }
+}
+
+/// What is made and found in a namespace.
+struct Found {
+    cookie: u64,
+    addresses: Vec<IpAddr>,
+    listeners: Listeners,
+}
+
+fn inspect(workers: usize, keepalive: Duration) -> io::Result<Found> {
+    let make = |port| (0..workers).map(|_| listen(port, keepalive)).collect::<io::Result<Vec<_>>>();
+    let listeners = Listeners { outbound: make(OUTBOUND_PORT)?, inbound: make(INBOUND_PORT)? };
+    Ok(Found { cookie: netns::cookie()?, addresses: netns::addresses()?, listeners })
+}
+
+/// Enrolled, of this node, and with a network namespace of its own that is there.
+pub(super) fn should_be_armed(mesh: &Mesh, workload: &Workload) -> bool {
+    workload.enrolled
+        && workload.is_on(&mesh.node.name)
+        && !workload.host_network
+        && workload.netns.as_deref().is_some_and(Path::exists)
+}
+
+fn arm_problem(workload: &Workload, error: &anyhow::Error) -> Problem {
+    let too_many = error.downcast_ref().is_some_and(|error| matches!(error, crate::datapath::Error::NoSlot(_)));
+    let reason = if too_many { Reason::TooManyWorkloads } else { Reason::ArmFailed };
+    Problem {
+        reason,
+        severity: Severity::Error,
+        location: Location { file: workload.location.file.clone(), line: workload.location.line },
+        object: format!("Pod {}", workload.name),
+        field: String::new(),
+        message: format!("not captured: {error:#}"),
+        remedy: reason.remedy().to_owned(),
+    }
+}

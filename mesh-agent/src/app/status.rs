@@ -1,0 +1,336 @@
+//! The answer to `mesh-agent status`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mesh_common::{ABI_VERSION, Counters};
+use nix::{
+    sys::utsname::uname,
+    time::{ClockId, clock_gettime},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    SetLogFilter,
+    control::Control,
+    pods::{Enrolled, Stage, should_be_armed},
+};
+use crate::{
+    admin::server::Source,
+    model::{
+        HookStatus, KernelStatus, Location, NamespaceStatus, NodeStatus, ObjectName, PodState, PodStatus, Problem,
+        Reason, RelayStatus, Severity, Status, WorkerStatus, Workload,
+    },
+};
+
+/// How long a bypass makes the status unhealthy; afterwards it is a warning.
+const RECENT: Duration = Duration::from_secs(60);
+/// How often an apparent difference between the kernel's counters and ours is looked at again: connections may be on
+/// their way from one to the other.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(40);
+
+/// The admin server's way to the control loop.
+pub(super) struct Answers {
+    ask: mpsc::Sender<oneshot::Sender<Status>>,
+    set_log_filter: SetLogFilter,
+    ready: AtomicBool,
+}
+
+impl Answers {
+    pub(super) fn new(ask: mpsc::Sender<oneshot::Sender<Status>>, set_log_filter: SetLogFilter) -> Self {
+        Self { ask, set_log_filter, ready: AtomicBool::new(false) }
+    }
+
+    pub(super) fn ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+}
+
+impl Source for Answers {
+    async fn status(&self) -> Status {
+        let (answer, wait) = oneshot::channel();
+        let _ = self.ask.send(answer).await;
+        match wait.await {
+            Ok(status) => status,
+            // The control loop has ended; so will this task, at once.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn waiting_for(&self) -> Vec<String> {
+        if self.ready.load(Ordering::Acquire) { Vec::new() } else { vec!["the first snapshot".to_owned()] }
+    }
+
+    fn set_log_filter(&self, filter: &str) -> Result<(), String> {
+        (self.set_log_filter)(filter)
+    }
+}
+
+/// Bypasses of one pod, as last seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Watched {
+    unavailable: u64,
+    unredirectable: u64,
+    /// When either last rose.
+    rose: Option<Instant>,
+}
+
+fn unavailable(c: &Counters) -> u64 {
+    c.out_passed_unavailable + c.in_passed_unavailable + c.out_refused_unavailable + c.in_refused_unavailable
+}
+
+impl Control {
+    /// Notices when connections bypass the mesh.
+    pub(super) fn watch_bypasses(&mut self) {
+        for (name, pod) in &self.pods.enrolled {
+            let Ok(now) = self.datapath.counters(pod.slot) else { continue };
+            let before = self.watched.entry(name.clone()).or_default();
+            let seen = Watched {
+                unavailable: unavailable(&now),
+                unredirectable: now.out_passed_unredirectable,
+                rose: before.rose,
+            };
+            if seen.unavailable > before.unavailable || seen.unredirectable > before.unredirectable {
+                *before = Watched { rose: Some(Instant::now()), ..seen };
+            }
+        }
+        let enrolled = &self.pods.enrolled;
+        self.watched.retain(|name, _| enrolled.contains_key(name));
+    }
+}
+
+/// Everything, now.
+pub(super) async fn of(control: &mut Control) -> Status {
+    control.watch_bypasses();
+    let mut pods = pods(control);
+    for _ in 0..LOOKS {
+        if pods.iter().all(|pod| pod.unaccounted == 0) {
+            break;
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        pods = self::pods(control);
+    }
+    let hooks = hooks(control);
+    let workers = workers(control);
+    let mut problems = control.mesh.problems.clone();
+    problems.extend(control.pods.failed.values().cloned());
+    problems.extend(hooks.iter().filter(|hook| !hook.armed).map(hook_problem));
+    problems.extend(control.workers.iter().zip(&workers).filter_map(|(handle, w)| worker_problem(handle.is_running(), w)));
+    problems.extend(pods.iter().filter_map(unaccounted_problem));
+    problems.extend(control.watched.iter().flat_map(|(name, watched)| bypass_problems(name, watched)));
+    let pods_ok = pods.iter().all(|pod| !matches!(pod.state, PodState::Failed));
+    Status {
+        healthy: pods_ok && problems.iter().all(|problem| problem.severity < Severity::Error),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: control.started.elapsed().as_secs(),
+        rss_bytes: rss_bytes(),
+        node: node(control),
+        kernel: KernelStatus {
+            release: uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default(),
+            abi: ABI_VERSION,
+            pins: control.datapath.pins().directory().display().to_string(),
+            hooks,
+        },
+        workers,
+        namespaces: namespaces(control, &pods),
+        pods,
+        reasons: reasons(control),
+        problems,
+    }
+}
+
+fn node(control: &Control) -> NodeStatus {
+    NodeStatus {
+        name: control.mesh.node.name.to_string(),
+        zone: control.mesh.node.zone.as_deref().map(str::to_owned),
+        addresses: control.node_addresses.clone(),
+        source: format!("manifests {}", control.options.manifests.display()),
+        source_age_ms: 0,
+        snapshot: control.mesh.version,
+        direct: if control.options.direct { "on" } else { "off" }.to_owned(),
+    }
+}
+
+fn hooks(control: &Control) -> Vec<HookStatus> {
+    let mut hooks = control.datapath.hooks();
+    let armed: Vec<&Enrolled> = control.pods.enrolled.values().filter(|pod| pod.stage == Stage::Armed).collect();
+    hooks.push(HookStatus {
+        program: "inbound".to_owned(),
+        at: match armed.len() {
+            1 => "1 network namespace".to_owned(),
+            n => format!("{n} network namespaces"),
+        },
+        armed: armed.iter().all(|pod| control.datapath.is_netns_attached(pod.cookie)),
+    });
+    hooks
+}
+
+fn workers(control: &Control) -> Vec<WorkerStatus> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64);
+    let total: u64 = control.workers.iter().map(|worker| worker.counters.accepted.value()).sum();
+    (0..)
+        .zip(&control.workers)
+        .map(|(index, worker)| {
+            let counters = &worker.counters;
+            let closed = counters.closed.value();
+            let accepted = counters.accepted.value();
+            WorkerStatus {
+                worker: index,
+                cpu: counters.cpu,
+                open: accepted.saturating_sub(closed),
+                accepted,
+                share: if total == 0 { 0.0 } else { accepted as f64 / total as f64 },
+                lag_us: counters.lag_ns.value() / 1000,
+                beat_age_ms: now.saturating_sub(counters.beat_ns.value()) / 1_000_000,
+            }
+        })
+        .collect()
+}
+
+fn namespaces(control: &Control, pods: &[PodStatus]) -> Vec<NamespaceStatus> {
+    control
+        .mesh
+        .namespaces
+        .iter()
+        .map(|(name, enrolled)| {
+            let own = || pods.iter().filter(|pod| pod.name.namespace == *name);
+            NamespaceStatus {
+                name: name.to_string(),
+                enrolled: *enrolled,
+                pods: own().count(),
+                armed: own().filter(|pod| pod.state == PodState::Armed).count(),
+            }
+        })
+        .collect()
+}
+
+fn reasons(control: &Control) -> BTreeMap<Reason, u64> {
+    let mut sum = BTreeMap::new();
+    for worker in &control.workers {
+        for (reason, n) in worker.counters.reasons() {
+            *sum.entry(reason).or_default() += n;
+        }
+    }
+    sum
+}
+
+fn pods(control: &Control) -> Vec<PodStatus> {
+    let mesh = &control.mesh;
+    let mut pods: Vec<PodStatus> = mesh
+        .workloads
+        .values()
+        .filter(|workload| workload.is_on(&mesh.node.name))
+        .map(|workload| pod(control, workload))
+        .collect();
+    // Pods that are deleted and still have connections.
+    for (name, enrolled) in control.pods.enrolled.iter().filter(|(name, _)| !mesh.workloads.contains_key(name)) {
+        pods.push(describe(control, name, None, Some(enrolled)));
+    }
+    pods.sort_by(|a, b| a.name.cmp(&b.name));
+    pods
+}
+
+fn pod(control: &Control, workload: &Arc<Workload>) -> PodStatus {
+    describe(control, &workload.name, Some(workload), control.pods.enrolled.get(&workload.name))
+}
+
+fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, pod: Option<&Enrolled>) -> PodStatus {
+    let state = match (pod.map(|pod| pod.stage), workload) {
+        (Some(Stage::Armed), _) => PodState::Armed,
+        (Some(_), Some(workload)) if should_be_armed(&control.mesh, workload) => PodState::Failed,
+        (Some(_), _) => PodState::Draining,
+        (None, Some(workload)) if workload.enrolled => PodState::Failed,
+        (None, _) => PodState::Off,
+    };
+    let (mut outbound, mut inbound) = (RelayStatus::default(), RelayStatus::default());
+    let mut c = Counters::default();
+    let mut unaccounted = 0;
+    if let Some(pod) = pod {
+        // The kernel first: what it counts afterwards, ours may have, and never the other way round.
+        c = control.datapath.counters(pod.slot).unwrap_or_default();
+        for counters in &pod.pod.counters {
+            counters.outbound.add_to(&mut outbound);
+            counters.inbound.add_to(&mut inbound);
+        }
+        let handed = c.since(&pod.base);
+        unaccounted = (handed.out_established + handed.out_orphaned + handed.in_established)
+            .saturating_sub(outbound.total + inbound.total);
+    }
+    let addresses = pod.map_or_else(|| workload.map(|w| w.addresses.clone()).unwrap_or_default(), |p| p.config.addresses.clone());
+    let bypassed = c.out_passed_unavailable + c.out_passed_unredirectable + c.in_passed_unavailable;
+    PodStatus {
+        name: name.clone(),
+        addresses,
+        enrolled: workload.is_some_and(|workload| workload.enrolled),
+        state,
+        mode: workload.map(|workload| workload.mode).or(pod.map(|pod| pod.config.mode)).unwrap_or_default(),
+        outbound,
+        inbound,
+        direct_open: c.direct_opened.saturating_sub(c.direct_closed),
+        direct_total: c.direct_opened,
+        direct_bytes: c.direct_sent_bytes + c.direct_received_bytes,
+        captured: c.out_redirected + c.out_direct + c.in_redirected + c.in_direct + c.in_relayed,
+        passed: bypassed + c.out_excluded + c.out_no_address + c.in_node + c.in_excluded,
+        bypassed,
+        refused: c.out_refused_unavailable + c.out_refused_unredirectable + c.in_refused_unavailable,
+        unaccounted,
+        counters: Counters::NAMES.iter().map(|name| (*name).to_owned()).zip(c.values()).collect(),
+    }
+}
+
+fn problem(reason: Reason, severity: Severity, object: String, message: String) -> Problem {
+    let remedy = reason.remedy().to_owned();
+    Problem { reason, severity, location: Location::default(), object, field: String::new(), message, remedy }
+}
+
+fn hook_problem(hook: &HookStatus) -> Problem {
+    let message = format!("{} is not attached to {}", hook.program, hook.at);
+    problem(Reason::HookMissing, Severity::Error, format!("Hook {}", hook.program), message)
+}
+
+fn worker_problem(running: bool, worker: &WorkerStatus) -> Option<Problem> {
+    let stuck = worker.beat_age_ms > mesh_common::WORKER_STALE_NS / 1_000_000;
+    (stuck || !running).then(|| {
+        let message = if running { format!("no beat for {} ms", worker.beat_age_ms) } else { "its thread has ended".to_owned() };
+        problem(Reason::WorkerStuck, Severity::Error, format!("Worker {}", worker.worker), message)
+    })
+}
+
+fn unaccounted_problem(pod: &PodStatus) -> Option<Problem> {
+    (pod.unaccounted > 0).then(|| {
+        let message = format!("{} connections were handed over and never dealt with", pod.unaccounted);
+        problem(Reason::CaptureUnaccounted, Severity::Error, format!("Pod {}", pod.name), message)
+    })
+}
+
+fn bypass_problems(name: &ObjectName, watched: &Watched) -> Vec<Problem> {
+    let recent = watched.rose.is_some_and(|rose| rose.elapsed() < RECENT);
+    let severity = if recent { Severity::Error } else { Severity::Warning };
+    let kinds = [
+        (Reason::CaptureUnavailable, watched.unavailable, "passed or were refused while no worker answered"),
+        (Reason::CaptureBypassed, watched.unredirectable, "could not be redirected and passed unseen"),
+    ];
+    kinds
+        .into_iter()
+        .filter(|(_, n, _)| *n > 0)
+        .map(|(reason, n, what)| problem(reason, severity, format!("Pod {name}"), format!("{n} connections {what}")))
+        .collect()
+}
+
+/// Resident memory, from /proc/self/statm (proc(5)); 0 where that cannot be read.
+fn rss_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|statm| statm.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
+    pages * page as u64
+}
