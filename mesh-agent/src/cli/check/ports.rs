@@ -1,19 +1,16 @@
 //! Whether something in a pod already listens on the agent's ports.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
-    thread,
 };
 
 use anyhow::Context;
 use mesh_common::{INBOUND_PORT, OUTBOUND_PORT};
-use nix::sched::{CloneFlags, setns};
 use saphyr::{LoadableYamlNode, Yaml};
 
 use super::Check;
-use crate::cli::host;
+use crate::{cli::host, net::netns::Netns};
 
 const NAME: &str = "pod ports";
 const NETNS_ANNOTATION: &str = "mesh-agent.io/netns";
@@ -54,25 +51,13 @@ fn check(pod: &str, netns: &Path) -> Option<Check> {
 
 /// Ports with a listener in the namespace.
 fn listening_ports(netns: &Path) -> io::Result<Vec<u16>> {
-    in_netns(netns, || {
+    Netns::open(netns)?.run(|| {
         // Not /proc/net: that is the main thread's.
         let mut ports = host::parse_listening_ports(&fs::read_to_string("/proc/thread-self/net/tcp")?);
         // Absent when IPv6 is off.
         let v6 = fs::read_to_string("/proc/thread-self/net/tcp6").unwrap_or_default();
         ports.extend(host::parse_listening_ports(&v6));
         Ok(ports)
-    })
-}
-
-/// Runs the closure on a thread of its own in that network namespace.
-fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let file = File::open(netns)?;
-    thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            setns(file, CloneFlags::CLONE_NEWNET)?;
-            work()
-        });
-        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
     })
 }
 
