@@ -1,20 +1,18 @@
 //! Removal of everything the agent pinned.
 
 use std::{
-    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
 };
 
-/// Folder of our pins in bpffs.
-const PINS: &str = "mesh-agent";
+use super::Pins;
 
 /// Removes the pins below `<bpffs>/mesh-agent` and that folder; what it removed, in order.
 ///
 /// Links go first: unlinking one detaches its program. Symbolic links are not followed, and a pin folder that is one
 /// is refused. Nothing there is no error.
 pub fn cleanup(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
-    let root = bpffs.join(PINS);
+    let root = Pins::root(bpffs);
     match fs::symlink_metadata(&root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
@@ -61,7 +59,8 @@ fn collect(folder: &Path, found: &mut Found) -> io::Result<()> {
 }
 
 fn is_link_pin(path: &Path) -> bool {
-    path.parent().and_then(Path::file_name) == Some(OsStr::new("links"))
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.starts_with("link_") || name.starts_with("netns_")
 }
 
 /// Whether we removed it; somebody else having done so is fine.
@@ -81,17 +80,18 @@ mod tests {
     fn removes_only_our_pins_links_first() {
         let bpffs = tempfile::tempdir().unwrap();
         let at = |name: &str| bpffs.path().join(name);
-        for folder in ["mesh-agent/v1/links", "mesh-agent/v1/maps", "other"] {
-            fs::create_dir_all(at(folder)).unwrap();
-        }
+        fs::create_dir_all(at("mesh-agent/v1")).unwrap();
+        fs::create_dir_all(at("other")).unwrap();
         let outside = at("other/pin");
-        for file in ["mesh-agent/v1/links/connect4", "mesh-agent/v1/maps/AGENT", "other/pin", "maps.debug"] {
+        for file in
+            ["mesh-agent/v1/netns_7", "mesh-agent/v1/link_connect4", "mesh-agent/v1/AGENT", "other/pin", "maps.debug"]
+        {
             fs::write(at(file), "").unwrap();
         }
         std::os::unix::fs::symlink(at("other"), at("mesh-agent/v1/stray")).unwrap();
 
         let removed = cleanup(bpffs.path()).unwrap();
-        assert_eq!(removed.first(), Some(&at("mesh-agent/v1/links/connect4")));
+        assert_eq!(removed[..2], [at("mesh-agent/v1/link_connect4"), at("mesh-agent/v1/netns_7")]);
         assert_eq!(removed.last(), Some(&at("mesh-agent")));
         assert!(outside.exists() && at("maps.debug").exists() && !at("mesh-agent").exists());
         assert_eq!(cleanup(bpffs.path()).unwrap(), Vec::<PathBuf>::new());

@@ -1,19 +1,15 @@
 //! Whether something in a pod already listens on the agent's ports.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
-    thread,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use mesh_common::{INBOUND_PORT, OUTBOUND_PORT};
-use nix::sched::{CloneFlags, setns};
-use saphyr::{LoadableYamlNode, Yaml};
 
 use super::Check;
-use crate::cli::host;
+use crate::{cli::host, discovery, model::ObjectName, net::netns::Netns};
 
 const NAME: &str = "pod ports";
 const NETNS_ANNOTATION: &str = "mesh-agent.io/netns";
@@ -34,7 +30,7 @@ pub(super) fn checks(manifests: &Path, agent_runs: bool) -> Vec<Check> {
     found
 }
 
-fn check(pod: &str, netns: &Path) -> Option<Check> {
+fn check(pod: &ObjectName, netns: &Path) -> Option<Check> {
     match listening_ports(netns) {
         Ok(ports) => {
             let taken = [OUTBOUND_PORT, INBOUND_PORT].into_iter().find(|port| ports.contains(port))?;
@@ -54,7 +50,7 @@ fn check(pod: &str, netns: &Path) -> Option<Check> {
 
 /// Ports with a listener in the namespace.
 fn listening_ports(netns: &Path) -> io::Result<Vec<u16>> {
-    in_netns(netns, || {
+    Netns::open(netns)?.run(|| {
         // Not /proc/net: that is the main thread's.
         let mut ports = host::parse_listening_ports(&fs::read_to_string("/proc/thread-self/net/tcp")?);
         // Absent when IPv6 is off.
@@ -64,20 +60,8 @@ fn listening_ports(netns: &Path) -> io::Result<Vec<u16>> {
     })
 }
 
-/// Runs the closure on a thread of its own in that network namespace.
-fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let file = File::open(netns)?;
-    thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            setns(file, CloneFlags::CLONE_NEWNET)?;
-            work()
-        });
-        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
-    })
-}
-
 /// Pods with their network namespaces, as the annotation names them.
-fn pods_of(manifests: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+fn pods_of(manifests: &Path) -> anyhow::Result<Vec<(ObjectName, PathBuf)>> {
     let entries = fs::read_dir(manifests).with_context(|| format!("cannot read {}", manifests.display()))?;
     let mut files = Vec::new();
     for entry in entries {
@@ -90,22 +74,9 @@ fn pods_of(manifests: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let mut pods = Vec::new();
     for file in files {
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let documents = Yaml::load_from_str(&text).with_context(|| format!("{} is not YAML", file.display()))?;
-        pods.extend(documents.iter().filter_map(pod));
+        pods.extend(discovery::network_namespaces(file, &text).map_err(|problem| anyhow!("{problem}"))?);
     }
     Ok(pods)
-}
-
-fn pod(document: &Yaml<'_>) -> Option<(String, PathBuf)> {
-    let text = |yaml: &Yaml<'_>, key: &str| Some(yaml.as_mapping_get(key)?.as_str()?.to_owned());
-    if text(document, "kind")? != "Pod" {
-        return None;
-    }
-    let metadata = document.as_mapping_get("metadata")?;
-    let netns = text(metadata.as_mapping_get("annotations")?, NETNS_ANNOTATION)?;
-    let namespace = text(metadata, "namespace").unwrap_or_else(|| "default".to_owned());
-    // A bare name is one of `ip netns`.
-    Some((format!("{namespace}/{}", text(metadata, "name")?), Path::new("/run/netns").join(netns)))
 }
 
 #[cfg(test)]
@@ -116,33 +87,37 @@ mod tests {
     fn pods_are_found_with_their_namespaces() {
         let folder = tempfile::tempdir().unwrap();
         let text = "\
+apiVersion: v1
 kind: Namespace
 metadata: {name: shop}
 ---
+apiVersion: v1
 kind: Pod
 metadata:
   name: cart
   namespace: shop
   annotations: {mesh-agent.io/netns: cart-ns}
 ---
+apiVersion: v1
 kind: Pod
 metadata: {name: bare, annotations: {mesh-agent.io/netns: /proc/77/ns/net}}
 ---
+apiVersion: v1
 kind: Pod
 metadata: {name: elsewhere}
 ";
         fs::write(folder.path().join("a.yaml"), text).unwrap();
         fs::write(folder.path().join("notes.txt"), ": not yaml").unwrap();
         let expected = [
-            ("shop/cart".to_owned(), PathBuf::from("/run/netns/cart-ns")),
-            ("default/bare".to_owned(), PathBuf::from("/proc/77/ns/net")),
+            (ObjectName::new("shop", "cart"), PathBuf::from("/run/netns/cart-ns")),
+            (ObjectName::new("default", "bare"), PathBuf::from("/proc/77/ns/net")),
         ];
         assert_eq!(pods_of(folder.path()).unwrap(), expected);
     }
 
     #[test]
     fn a_missing_namespace_names_the_pod_and_the_annotation() {
-        let check = check("shop/cart", Path::new("/run/netns/none-of-that-name")).unwrap();
+        let check = check(&ObjectName::new("shop", "cart"), Path::new("/run/netns/none-of-that-name")).unwrap();
         assert!(check.found.contains("shop/cart") && check.remedy.contains(NETNS_ANNOTATION), "{check:?}");
     }
 }
