@@ -32,26 +32,29 @@ const ENOMEM: i32 = 12;
 
 /// connect4.
 #[inline(always)]
-pub fn connect4(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the kernel's context.
     let ip = unsafe { (*ctx.sock_addr).user_ip4 };
-    connect(ctx, v4_mapped(ip))
+    connect::<false>(ctx, v4_mapped(ip))
 }
 
 /// connect6; a v4-mapped destination is an IPv4 one.
 #[inline(always)]
-pub fn connect6(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the kernel's context; word by word, as the verifier wants it.
     let address = unsafe {
         let ctx = ctx.sock_addr;
         [(*ctx).user_ip6[0], (*ctx).user_ip6[1], (*ctx).user_ip6[2], (*ctx).user_ip6[3]]
     };
-    connect(ctx, address)
+    connect::<true>(ctx, address)
 }
 
 /// The path of an outbound connection, in order. Whoever is not enrolled pays the first look-up.
+///
+/// `V6` is the family of the hook: the verifier lets connect4 touch only the IPv4 fields of the context, and the other
+/// way round.
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
+fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
     let sa = ctx.sock_addr;
     // SAFETY: the kernel's context.
     let (protocol, port) = unsafe { ((*sa).protocol, u32::from(u16::from_be((*sa).user_port as u16))) };
@@ -76,7 +79,7 @@ fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
     let mut chosen = Endpoint::default();
     if workload.flags & WORKLOAD_DIRECT != 0 {
         match look_up(workload, &asked) {
-            Way::Direct(endpoint) => return go_direct(ctx, sk, workload, asked, endpoint),
+            Way::Direct(endpoint) => return go_direct::<V6>(ctx, sk, workload, asked, endpoint),
             Way::Relay(endpoint) => chosen = endpoint,
             Way::Unknown => {}
         }
@@ -124,7 +127,7 @@ fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
         count(workload.slot, |c| c.no_memory += 1);
         return refuse(ENOMEM);
     }
-    rewrite(ctx, &target);
+    rewrite::<V6>(ctx, &target);
     count(workload.slot, |c| c.out_redirected += 1);
     PASS
 }
@@ -160,7 +163,13 @@ fn look_up(workload: &Workload, asked: &Endpoint) -> Way {
 }
 
 #[inline(always)]
-fn go_direct(ctx: &SockAddrContext, sk: *mut c_void, workload: &Workload, asked: Endpoint, endpoint: Endpoint) -> i32 {
+fn go_direct<const V6: bool>(
+    ctx: &SockAddrContext,
+    sk: *mut c_void,
+    workload: &Workload,
+    asked: Endpoint,
+    endpoint: Endpoint,
+) -> i32 {
     let generation_slots = [own_generation_slot(workload, &endpoint.address), generation_slot(&endpoint.address)];
     let flow = Flow {
         kind: FLOW_DIRECT,
@@ -177,7 +186,7 @@ fn go_direct(ctx: &SockAddrContext, sk: *mut c_void, workload: &Workload, asked:
         return refuse(ENOMEM);
     }
     if !decide::same(&asked.address, &endpoint.address) || asked.port != endpoint.port {
-        rewrite(ctx, &endpoint);
+        rewrite::<V6>(ctx, &endpoint);
     }
     count(workload.slot, |c| c.out_direct += 1);
     PASS
@@ -210,8 +219,7 @@ fn connect_of_agent(sk: *mut c_void, destination: &Address, port: u32) -> i32 {
 
 #[inline(always)]
 fn is_agent() -> bool {
-    // SAFETY: a helper without arguments.
-    let tgid = unsafe { bpf_get_current_pid_tgid() >> 32 } as u32;
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     AGENT.get(0).is_some_and(|agent| agent.tgid == tgid)
 }
 
@@ -238,23 +246,21 @@ fn is_excluded(workload: &Workload, asked: &Endpoint) -> bool {
 
 /// Writes the destination into the context, in the family of the socket's call.
 #[inline(always)]
-fn rewrite(ctx: &SockAddrContext, to: &Endpoint) {
+fn rewrite<const V6: bool>(ctx: &SockAddrContext, to: &Endpoint) {
     let sa: *mut bpf_sock_addr = ctx.sock_addr;
     // SAFETY: the kernel's context. Volatile, because the verifier refuses merged stores.
     unsafe {
-        if (*sa).user_family == AF_INET {
-            core::ptr::write_volatile(&raw mut (*sa).user_ip4, to.address[3]);
-        } else {
+        if V6 {
             core::ptr::write_volatile(&raw mut (*sa).user_ip6[0], to.address[0]);
             core::ptr::write_volatile(&raw mut (*sa).user_ip6[1], to.address[1]);
             core::ptr::write_volatile(&raw mut (*sa).user_ip6[2], to.address[2]);
             core::ptr::write_volatile(&raw mut (*sa).user_ip6[3], to.address[3]);
+        } else {
+            core::ptr::write_volatile(&raw mut (*sa).user_ip4, to.address[3]);
         }
         core::ptr::write_volatile(&raw mut (*sa).user_port, u32::from((to.port as u16).to_be()));
     }
 }
-
-const AF_INET: u32 = 2;
 
 /// Makes connect() fail with `errno`. Where the kernel is too old for that it is EPERM.
 #[inline(always)]

@@ -6,7 +6,7 @@ use crate::maps::COUNTERS;
 
 /// Lets `change` at the counters of a slot on this CPU.
 #[inline(always)]
-pub fn count(slot: u32, change: impl FnOnce(&mut Counters)) {
+pub(crate) fn count(slot: u32, change: impl FnOnce(&mut Counters)) {
     if let Some(counters) = COUNTERS.get_ptr_mut(slot) {
         // SAFETY: a per-CPU value; programs of these types are not preempted by one another on a CPU, and a lost
         // count is the worst that a softirq between two instructions can do.

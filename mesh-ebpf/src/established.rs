@@ -1,5 +1,7 @@
 //! sock_ops: what a connection carries reaches the other socket, and direct connections are accounted for.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{
@@ -11,15 +13,15 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use mesh_common::{
-    APPROVAL_ESTABLISHED_NS, APPROVAL_PENDING_NS, Address, Approval, Endpoint, FLOW_ACCEPTED, FLOW_DIRECT,
-    FLOW_INBOUND, FLOW_LISTENER_INBOUND, FLOW_LISTENER_OUTBOUND, FLOW_OUTBOUND, FLOW_REDIRECTED, FLOW_UPSTREAM, Flow,
-    Tuple, v4_mapped,
+    APPROVAL_ESTABLISHED_NS, APPROVAL_PENDING_NS, Approval, Endpoint, FLOW_ACCEPTED, FLOW_DIRECT, FLOW_INBOUND,
+    FLOW_LISTENER_INBOUND, FLOW_LISTENER_OUTBOUND, FLOW_OUTBOUND, FLOW_REDIRECTED, FLOW_UPSTREAM, Flow, Tuple,
+    v4_mapped,
 };
 use mesh_ebpf::decide;
 
 use crate::{
     count::count,
-    maps::{APPROVED, FLOWS, HANDOVERS, WORKLOADS},
+    maps::{APPROVED, FLOWS, HANDOVERS, WORKLOADS, words},
 };
 
 const AF_INET: u32 = 2;
@@ -27,7 +29,7 @@ const TCP_CLOSE: u32 = 7;
 
 /// Dispatches on the operation; the frequent ones of other sockets end at once.
 #[inline(always)]
-pub fn sock_ops(ctx: &SockOpsContext) -> u32 {
+pub(crate) fn sock_ops(ctx: &SockOpsContext) -> u32 {
     let ops = ctx.ops;
     // SAFETY: the kernel's context.
     let (op, sk) = unsafe { ((*ops).op, (*ops).__bindgen_anon_2.sk.cast::<c_void>()) };
@@ -171,23 +173,25 @@ fn on_state(ctx: &SockOpsContext, sk: *mut c_void) {
 }
 
 /// Both ends of the socket, v4-mapped where IPv4. sock_ops has local_port in host and remote_port in network order.
+///
+/// Both families are read, volatile, before one is chosen: LLVM would merge the loads of two branches into one at a
+/// computed offset, which the verifier refuses.
 #[inline(always)]
 fn ends(ops: *mut bpf_sock_ops) -> (Endpoint, Endpoint) {
-    // SAFETY: the kernel's context; word by word, as the verifier wants it.
-    unsafe {
-        let (local, remote) = if (*ops).family == AF_INET {
-            (v4_mapped((*ops).local_ip4), v4_mapped((*ops).remote_ip4))
-        } else {
-            let local: Address = [(*ops).local_ip6[0], (*ops).local_ip6[1], (*ops).local_ip6[2], (*ops).local_ip6[3]];
-            let remote: Address =
-                [(*ops).remote_ip6[0], (*ops).remote_ip6[1], (*ops).remote_ip6[2], (*ops).remote_ip6[3]];
-            (local, remote)
-        };
+    // SAFETY: the kernel's context; the fields of the other family read as zero or as nothing of use.
+    let (local4, remote4, local6, remote6, local_port, remote_port, family) = unsafe {
         (
-            Endpoint { address: local, port: (*ops).local_port },
-            Endpoint { address: remote, port: u32::from_be((*ops).remote_port) & 0xffff },
+            v4_mapped(read_volatile(&raw const (*ops).local_ip4)),
+            v4_mapped(read_volatile(&raw const (*ops).remote_ip4)),
+            words(&raw const (*ops).local_ip6),
+            words(&raw const (*ops).remote_ip6),
+            read_volatile(&raw const (*ops).local_port),
+            u32::from_be(read_volatile(&raw const (*ops).remote_port)) & 0xffff,
+            read_volatile(&raw const (*ops).family),
         )
-    }
+    };
+    let (local, remote) = if family == AF_INET { (local4, remote4) } else { (local6, remote6) };
+    (Endpoint { address: local, port: local_port }, Endpoint { address: remote, port: remote_port })
 }
 
 #[inline(always)]

@@ -1,18 +1,21 @@
 //! sk_lookup on a pod's network namespace: where a SYN goes.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::{
-    EbpfContext, bindings::BPF_SK_LOOKUP_F_NO_REUSEPORT, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key,
-    programs::SkLookupContext,
+    bindings::BPF_SK_LOOKUP_F_NO_REUSEPORT, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key, programs::SkLookupContext,
 };
 use mesh_common::{
-    Address, CIDR_PREFIX, CidrKey, FLOW_REDIRECTED, INBOUND, Inbound, OUTBOUND, PortKey, Tuple, WORKLOAD_ARMED,
+    CIDR_PREFIX, CidrKey, FLOW_REDIRECTED, INBOUND, Inbound, OUTBOUND, PortKey, Tuple, WORKLOAD_ARMED,
     WORKLOAD_EXCLUDES_INBOUND_CIDRS, WORKLOAD_EXCLUDES_INBOUND_PORTS, is_loopback, listener_index, v4_mapped,
 };
 use mesh_ebpf::decide::{self, Inbound as Verdict};
 
 use crate::{
     count::count,
-    maps::{ADDRESSES, APPROVED, EXCLUDED_CIDRS, EXCLUDED_PORTS, HANDOVERS, LISTENERS, NODE_ADDRESSES, generation},
+    maps::{
+        ADDRESSES, APPROVED, EXCLUDED_CIDRS, EXCLUDED_PORTS, HANDOVERS, LISTENERS, NODE_ADDRESSES, generation, words,
+    },
     worker,
 };
 
@@ -22,7 +25,7 @@ const AF_INET: u32 = 2;
 
 /// The path of an inbound connection, in order.
 #[inline(always)]
-pub fn sk_lookup(ctx: &SkLookupContext) -> u32 {
+pub(crate) fn sk_lookup(ctx: &SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
     // SAFETY: the kernel's context. MPTCP is TCP here.
     if unsafe { (*lookup).protocol } != 6 {
@@ -118,26 +121,23 @@ fn is_excluded(workload: &Inbound, tuple: &Tuple) -> bool {
     false
 }
 
-/// The SYN's 4-tuple. sk_lookup has local_port in host and remote_port in network order.
+/// The SYN's 4-tuple. sk_lookup has local_port in host and remote_port in network order. Both families are read before
+/// one is chosen, as in `established.rs`.
 #[inline(always)]
 fn tuple(ctx: &SkLookupContext) -> Tuple {
-    let _ = ctx.as_ptr();
     let lookup = ctx.lookup;
-    // SAFETY: the kernel's context; word by word, as the verifier wants it.
-    unsafe {
-        let (source, destination): (Address, Address) = if (*lookup).family == AF_INET {
-            (v4_mapped((*lookup).remote_ip4), v4_mapped((*lookup).local_ip4))
-        } else {
-            (
-                [(*lookup).remote_ip6[0], (*lookup).remote_ip6[1], (*lookup).remote_ip6[2], (*lookup).remote_ip6[3]],
-                [(*lookup).local_ip6[0], (*lookup).local_ip6[1], (*lookup).local_ip6[2], (*lookup).local_ip6[3]],
-            )
-        };
-        Tuple {
-            source,
-            destination,
-            source_port: u16::from_be((*lookup).remote_port),
-            destination_port: (*lookup).local_port as u16,
-        }
-    }
+    // SAFETY: the kernel's context; the fields of the other family read as zero.
+    let (source4, destination4, source6, destination6, source_port, destination_port, family) = unsafe {
+        (
+            v4_mapped(read_volatile(&raw const (*lookup).remote_ip4)),
+            v4_mapped(read_volatile(&raw const (*lookup).local_ip4)),
+            words(&raw const (*lookup).remote_ip6),
+            words(&raw const (*lookup).local_ip6),
+            u16::from_be(read_volatile(&raw const (*lookup).remote_port)),
+            read_volatile(&raw const (*lookup).local_port) as u16,
+            read_volatile(&raw const (*lookup).family),
+        )
+    };
+    let (source, destination) = if family == AF_INET { (source4, destination4) } else { (source6, destination6) };
+    Tuple { source, destination, source_port, destination_port }
 }

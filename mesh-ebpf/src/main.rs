@@ -27,42 +27,42 @@ mod programs {
     use crate::{connect, established, inbound, peername};
 
     #[cgroup_sock_addr(connect4)]
-    pub fn connect4(ctx: SockAddrContext) -> i32 {
+    pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
         connect::connect4(&ctx)
     }
 
     #[cgroup_sock_addr(connect6)]
-    pub fn connect6(ctx: SockAddrContext) -> i32 {
+    pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
         connect::connect6(&ctx)
     }
 
     #[cgroup_sock_addr(getpeername4)]
-    pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    pub(crate) fn getpeername4(ctx: SockAddrContext) -> i32 {
         peername::getpeername4(&ctx)
     }
 
     #[cgroup_sock_addr(getpeername6)]
-    pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
         peername::getpeername6(&ctx)
     }
 
     #[cgroup_sock_addr(getsockname4)]
-    pub fn getsockname4(ctx: SockAddrContext) -> i32 {
+    pub(crate) fn getsockname4(ctx: SockAddrContext) -> i32 {
         peername::getsockname4(&ctx)
     }
 
     #[cgroup_sock_addr(getsockname6)]
-    pub fn getsockname6(ctx: SockAddrContext) -> i32 {
+    pub(crate) fn getsockname6(ctx: SockAddrContext) -> i32 {
         peername::getsockname6(&ctx)
     }
 
     #[sock_ops]
-    pub fn established(ctx: SockOpsContext) -> u32 {
+    pub(crate) fn established(ctx: SockOpsContext) -> u32 {
         established::sock_ops(&ctx)
     }
 
     #[sk_lookup]
-    pub fn inbound(ctx: SkLookupContext) -> u32 {
+    pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
         inbound::sk_lookup(&ctx)
     }
 

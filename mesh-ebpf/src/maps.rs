@@ -17,35 +17,36 @@ use mesh_common::{
 };
 
 #[map]
-pub static AGENT: Array<Agent> = Array::with_max_entries(1, 0);
+pub(crate) static AGENT: Array<Agent> = Array::with_max_entries(1, 0);
 #[map]
-pub static WORKERS: Array<Worker> = Array::with_max_entries(MAX_WORKERS, 0);
+pub(crate) static WORKERS: Array<Worker> = Array::with_max_entries(MAX_WORKERS, 0);
 #[map]
-pub static WORKLOADS: HashMap<u64, Workload> = HashMap::with_max_entries(MAX_SLOTS, 0);
+pub(crate) static WORKLOADS: HashMap<u64, Workload> = HashMap::with_max_entries(MAX_SLOTS, 0);
 #[map]
-pub static ADDRESSES: HashMap<Address, Inbound> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+pub(crate) static ADDRESSES: HashMap<Address, Inbound> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
 #[map]
-pub static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(MAX_NODE_ADDRESSES, 0);
+pub(crate) static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(MAX_NODE_ADDRESSES, 0);
 #[map]
-pub static EXCLUDED_PORTS: HashMap<PortKey, u32> = HashMap::with_max_entries(MAX_EXCLUDED_PORTS, BPF_F_NO_PREALLOC);
+pub(crate) static EXCLUDED_PORTS: HashMap<PortKey, u32> =
+    HashMap::with_max_entries(MAX_EXCLUDED_PORTS, BPF_F_NO_PREALLOC);
 #[map]
-pub static EXCLUDED_CIDRS: LpmTrie<CidrKey, u32> = LpmTrie::with_max_entries(MAX_EXCLUDED_CIDRS, 0);
+pub(crate) static EXCLUDED_CIDRS: LpmTrie<CidrKey, u32> = LpmTrie::with_max_entries(MAX_EXCLUDED_CIDRS, 0);
 #[map]
-pub static LISTENERS: SockMap = SockMap::with_max_entries(LISTENER_ENTRIES, 0);
+pub(crate) static LISTENERS: SockMap = SockMap::with_max_entries(LISTENER_ENTRIES, 0);
 #[map]
-pub static GENERATIONS: Array<u32> = Array::with_max_entries(GENERATION_SLOTS, 0);
+pub(crate) static GENERATIONS: Array<u32> = Array::with_max_entries(GENERATION_SLOTS, 0);
 #[map]
-pub static DECISIONS: LruHashMap<DecisionKey, Decision> = LruHashMap::with_max_entries(MAX_DECISIONS, 0);
+pub(crate) static DECISIONS: LruHashMap<DecisionKey, Decision> = LruHashMap::with_max_entries(MAX_DECISIONS, 0);
 #[map]
-pub static BACKENDS: LruHashMap<BackendKey, Backend> = LruHashMap::with_max_entries(MAX_BACKENDS, 0);
+pub(crate) static BACKENDS: LruHashMap<BackendKey, Backend> = LruHashMap::with_max_entries(MAX_BACKENDS, 0);
 #[map]
-pub static HANDOVERS: LruHashMap<Tuple, Flow> = LruHashMap::with_max_entries(MAX_HANDOVERS, 0);
+pub(crate) static HANDOVERS: LruHashMap<Tuple, Flow> = LruHashMap::with_max_entries(MAX_HANDOVERS, 0);
 #[map]
-pub static APPROVED: LruHashMap<Tuple, Approval> = LruHashMap::with_max_entries(MAX_APPROVED, 0);
+pub(crate) static APPROVED: LruHashMap<Tuple, Approval> = LruHashMap::with_max_entries(MAX_APPROVED, 0);
 #[map]
-pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
+pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
 #[btf_map]
-pub static FLOWS: FlowStorage = FlowStorage::new();
+pub(crate) static FLOWS: FlowStorage = FlowStorage::new();
 
 const BPF_F_NO_PREALLOC: u32 = aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 const FLOW_FLAGS: usize = (aya_ebpf::bindings::BPF_F_NO_PREALLOC | aya_ebpf::bindings::BPF_F_CLONE) as usize;
@@ -54,7 +55,7 @@ const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;
 /// Socket storage whose value is inherited by accepted sockets (`BPF_F_CLONE`): how a socket tells that it came from a
 /// listener of the agent. aya's own type has no such flag. The fields exist for their BTF alone.
 #[repr(C)]
-pub struct FlowStorage {
+pub(crate) struct FlowStorage {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
     value: *const Flow,
@@ -81,7 +82,7 @@ impl FlowStorage {
     /// # Safety
     /// `sk` must be the socket of the program's context, checked against null.
     #[inline(always)]
-    pub unsafe fn get(&self, sk: *mut c_void) -> Option<&mut Flow> {
+    pub(crate) unsafe fn get(&self, sk: *mut c_void) -> Option<&mut Flow> {
         // SAFETY: the map is of this value type; the kernel keeps the value alive while the program runs.
         unsafe {
             bpf_sk_storage_get((&raw const *self).cast_mut().cast(), sk, core::ptr::null_mut(), 0)
@@ -95,26 +96,27 @@ impl FlowStorage {
     /// # Safety
     /// As [`Self::get`].
     #[inline(always)]
-    pub unsafe fn set(&self, sk: *mut c_void, mut flow: Flow) -> bool {
-        // SAFETY: as in get.
-        let stored = unsafe {
-            bpf_sk_storage_get((&raw const *self).cast_mut().cast(), sk, (&raw mut flow).cast(), CREATE)
-                .cast::<Flow>()
-                .as_mut()
-        };
-        match stored {
-            Some(stored) => {
-                *stored = flow;
-                true
+    pub(crate) unsafe fn set(&self, sk: *mut c_void, mut flow: Flow) -> bool {
+        // SAFETY: as in get. The kernel itself copies the flow into a new value; an old one is overwritten word by word,
+        // because a whole copy compiles to a loop over bytes.
+        unsafe {
+            let map = (&raw const *self).cast_mut().cast();
+            let old = bpf_sk_storage_get(map, sk, core::ptr::null_mut(), 0).cast::<u32>();
+            if old.is_null() {
+                return !bpf_sk_storage_get(map, sk, (&raw mut flow).cast(), CREATE).is_null();
             }
-            None => false,
+            let new = (&raw const flow).cast::<u32>();
+            for word in 0..size_of::<Flow>() / size_of::<u32>() {
+                core::ptr::write_volatile(old.add(word), *new.add(word));
+            }
+            true
         }
     }
 }
 
 /// Whether the agent listens there. The map forgets a socket when it is closed, so this is true of a living agent only.
 #[inline(always)]
-pub fn listens(index: u32) -> bool {
+pub(crate) fn listens(index: u32) -> bool {
     // SAFETY: the map's keys are u32; the reference that the look-up takes is given back.
     unsafe {
         let sk = bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const index).cast());
@@ -128,6 +130,24 @@ pub fn listens(index: u32) -> bool {
 
 /// Current generation of a slot.
 #[inline(always)]
-pub fn generation(slot: u32) -> u32 {
+pub(crate) fn generation(slot: u32) -> u32 {
     GENERATIONS.get(slot).copied().unwrap_or(0)
+}
+
+/// An address in a program's context, word by word.
+///
+/// # Safety
+/// `address` must be a field of the context.
+#[inline(always)]
+pub(crate) unsafe fn words(address: *const Address) -> Address {
+    let word = address.cast::<u32>();
+    // SAFETY: four words, of which the verifier checks each.
+    unsafe {
+        [
+            core::ptr::read_volatile(word),
+            core::ptr::read_volatile(word.add(1)),
+            core::ptr::read_volatile(word.add(2)),
+            core::ptr::read_volatile(word.add(3)),
+        ]
+    }
 }

@@ -11,7 +11,7 @@ use crate::maps::{FLOWS, WORKLOADS};
 
 /// getpeername4, and accept() of an IPv4 socket.
 #[inline(always)]
-pub fn getpeername4(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn getpeername4(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the kernel's context.
     let actual = unsafe { v4_mapped((*ctx.sock_addr).user_ip4) };
     if let Some(shown) = peer(ctx, actual)
@@ -28,7 +28,7 @@ pub fn getpeername4(ctx: &SockAddrContext) -> i32 {
 
 /// getpeername6, and accept() of an IPv6 socket.
 #[inline(always)]
-pub fn getpeername6(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn getpeername6(ctx: &SockAddrContext) -> i32 {
     if let Some(shown) = peer(ctx, address6(ctx)) {
         write6(ctx, &shown.address);
         // SAFETY: the kernel's context.
@@ -41,7 +41,7 @@ pub fn getpeername6(ctx: &SockAddrContext) -> i32 {
 
 /// getsockname4: a redirected socket sits on loopback; it shows the pod's address instead.
 #[inline(always)]
-pub fn getsockname4(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn getsockname4(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the kernel's context.
     let actual = unsafe { v4_mapped((*ctx.sock_addr).user_ip4) };
     if let Some(shown) = own(ctx, &actual) {
@@ -53,7 +53,7 @@ pub fn getsockname4(ctx: &SockAddrContext) -> i32 {
 
 /// getsockname6: as getsockname4, for a v4-mapped connection.
 #[inline(always)]
-pub fn getsockname6(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn getsockname6(ctx: &SockAddrContext) -> i32 {
     let actual = address6(ctx);
     if is_v4_mapped(&actual)
         && let Some(shown) = own(ctx, &actual)

@@ -8,7 +8,7 @@ use crate::maps::{AGENT, WORKERS};
 
 /// The worker of this CPU; the least late of the living ones when that one is late or stuck; `None` when all are dead.
 #[inline(always)]
-pub fn pick() -> Option<u32> {
+pub(crate) fn pick() -> Option<u32> {
     let workers = AGENT.get(0)?.workers;
     if workers == 0 || workers > MAX_WORKERS {
         return None;

@@ -80,7 +80,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     runtime.block_on(async {
         let (found, mesh) = watch::channel(Arc::new(Mesh::default()));
         let node_name: Arc<str> = options.node_name.as_str().into();
-        let mut source = tokio::spawn(discovery::file::run(options.manifests.clone(), node_name, found));
+        let source = discovery::Manifests::new(&options.manifests, node_name, first_generation());
+        let mut source = tokio::spawn(source.run(found));
         let mut log = match datapath.program_log() {
             Some(log) => tokio::spawn(log.run()),
             None => tokio::spawn(std::future::pending()),
@@ -116,6 +117,12 @@ fn start_workers(
             proxy::spawn(index as u32, cpu, config, kernel, mesh.clone()).context("a worker's thread")
         })
         .collect()
+}
+
+/// Where this process starts to count generations: never where an earlier one did, whose decisions may be about.
+fn first_generation() -> u32 {
+    // Seconds, so that it wraps in 2106, when what is written today is long void.
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |since| since.as_secs() as u32)
 }
 
 /// CPUs that this process may run on.

@@ -42,12 +42,12 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel refused a program.
-    #[error("the kernel refused to load {what}: {source}")]
+    #[error("the kernel refused to load {what}: {why}")]
     Load {
         /// The program, or the object.
         what: &'static str,
-        /// Why, with the verifier's log.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Why, with the end of the verifier's log.
+        why: String,
     },
     /// A program cannot be attached.
     #[error("cannot attach {program}: {source}")]
@@ -74,4 +74,29 @@ pub enum Error {
     /// No slot is left for a workload.
     #[error("all {0} workload slots are taken")]
     NoSlot(u32),
+}
+
+/// Lines of a verifier's log that are worth showing: it ends with what is wrong.
+const LOG_LINES: usize = 12;
+
+impl Error {
+    pub(super) fn load(what: &'static str, error: &dyn std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        tracing::debug!(what, "{text}");
+        let lines: Vec<&str> = text.lines().collect();
+        let why = match (lines.first(), lines.len().checked_sub(LOG_LINES)) {
+            (Some(first), Some(skipped)) if skipped > 0 => {
+                let first: String = first.chars().take(200).collect();
+                let last = lines.get(skipped..).unwrap_or_default().join("\n");
+                format!("{first} ...\n{last}")
+            }
+            _ => text,
+        };
+        Self::Load { what, why }
+    }
 }

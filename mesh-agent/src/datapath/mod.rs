@@ -65,7 +65,7 @@ impl Datapath {
             loader.map_pin_path(name, pins.map(name));
         }
         let object = object::read(options.object.as_deref())?;
-        let mut ebpf = loader.load(&object).map_err(|source| Error::Load { what: "the eBPF object", source: source.into() })?;
+        let mut ebpf = loader.load(&object).map_err(|error| Error::load("the eBPF object", &error))?;
         for name in SOCK_ADDR {
             load_program::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
         }
@@ -146,5 +146,5 @@ where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {
     let program: &mut P = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?.try_into()?;
-    load(program).map_err(|source| Error::Load { what: name, source: source.into() })
+    load(program).map_err(|error| Error::load(name, &error))
 }
