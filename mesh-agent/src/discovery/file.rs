@@ -164,18 +164,15 @@ impl Manifests {
         self.source.objects = self.in_force.objects.len();
         self.source.ignored = self.in_force.ignored;
         let mesh = if has_changed { self.index.update(self.input()) } else { None };
-        match mesh {
-            Some(mesh) => {
-                tracing::debug!(version = mesh.version, problems = mesh.problems.len(), "read manifests");
-                publish.send_replace(mesh);
-            }
-            None => {
-                let mesh = self.index.refresh(self.source.clone());
-                publish.send_if_modified(|current| {
-                    *current = mesh;
-                    false
-                });
-            }
+        if let Some(mesh) = mesh {
+            tracing::debug!(version = mesh.version, problems = mesh.problems.len(), "read manifests");
+            publish.send_replace(mesh);
+        } else {
+            let mesh = self.index.refresh(self.source.clone());
+            publish.send_if_modified(|current| {
+                *current = mesh;
+                false
+            });
         }
         has_more
     }
@@ -237,7 +234,11 @@ impl Manifests {
 
     fn note(&mut self, events: Vec<Event>) -> bool {
         let now = Instant::now();
-        events.into_iter().fold(false, |has_news, event| self.folder.note(event, now) || has_news)
+        let mut has_news = false;
+        for event in events {
+            has_news |= self.folder.note(event, now);
+        }
+        has_news
     }
 
     /// Whether the events of the surroundings are about the folder, a namespace, or a folder above one.

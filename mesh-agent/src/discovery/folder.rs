@@ -177,7 +177,7 @@ fn read(path: &Arc<PathBuf>) -> io::Result<(Signature, Text)> {
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
-        let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
+        let line = good.split(|byte| *byte == b'\n').count();
         file_problem(Reason::BadYaml, path, line, "not UTF-8 text".into(), Reason::BadYaml.remedy())
     });
     Ok((signature, text))

@@ -41,7 +41,8 @@ impl Watch {
     /// Watches nothing yet. `what` is asked of every folder.
     pub(super) fn new(what: AddWatchFlags) -> std::io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let inotify = AsyncFd::with_interest(Readable(inotify), Interest::READABLE)?;
+        let inotify =
+            AsyncFd::register_with_interest(Readable(inotify), Interest::READABLE).map_err(|(_, error)| error)?;
         Ok(Self { inotify, what, folders: BTreeMap::new() })
     }
 

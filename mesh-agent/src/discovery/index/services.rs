@@ -79,7 +79,7 @@ impl<'a> Join<'a> {
                 let own_family = slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv6() == name.is_ipv6);
                 endpoints.extend(own_family.map(|endpoint| {
                     let workload = self.workloads.get(&endpoint.address);
-                    let node = endpoint.node.clone().or_else(|| self.node_of(workload?));
+                    let node = endpoint.node.clone().or_else(|| Some(self.node_of(workload?)));
                     let zone = node.as_deref().and_then(|node| self.zones.get(node).copied());
                     Endpoint {
                         address: endpoint.address,
@@ -102,8 +102,8 @@ impl<'a> Join<'a> {
         balance::candidates(endpoints, spec.distribution, &self.node.name, self.node.zone.as_deref())
     }
 
-    fn node_of(&self, workload: &Workload) -> Option<Arc<str>> {
-        Some(workload.node.clone().unwrap_or_else(|| Arc::clone(&self.node.name)))
+    fn node_of(&self, workload: &Workload) -> Arc<str> {
+        workload.node.clone().unwrap_or_else(|| Arc::clone(&self.node.name))
     }
 }
 
