@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use nix::sys::inotify::AddWatchFlags;
@@ -47,6 +47,13 @@ const ENTRY_EVENTS: AddWatchFlags = AddWatchFlags::IN_CREATE
     .union(AddWatchFlags::IN_MOVE)
     .union(AddWatchFlags::IN_DELETE_SELF)
     .union(AddWatchFlags::IN_MOVE_SELF);
+
+/// Reads the folder `dir` for the node `node` as long as anybody listens: see [`Manifests::run`].
+pub async fn run(dir: PathBuf, node: Arc<str>, publish: watch::Sender<Arc<Mesh>>) {
+    // Far from what an agent before may have left in the kernel, should anything of it have been overlooked.
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Manifests::new(&dir, node, since_epoch.as_secs() as u32).run(publish).await;
+}
 
 /// A folder of manifests as the source of the mesh.
 pub struct Manifests {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::{AsFd, AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::PathBuf,
 };
 
@@ -10,7 +10,9 @@ use nix::{
     errno::Errno,
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
 
 /// Something happened in a folder, or to it.
 #[derive(Clone, Debug)]
@@ -31,6 +33,12 @@ pub(super) struct Watch {
 /// What [`AsyncFd`] needs.
 struct Readable(Inotify);
 
+impl AsFd for Readable {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl AsRawFd for Readable {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
@@ -41,8 +49,7 @@ impl Watch {
     /// Watches nothing yet. `what` is asked of every folder.
     pub(super) fn new(what: AddWatchFlags) -> std::io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let inotify =
-            AsyncFd::register_with_interest(Readable(inotify), Interest::READABLE).map_err(|(_, error)| error)?;
+        let inotify = sys::async_fd(Readable(inotify))?;
         Ok(Self { inotify, what, folders: BTreeMap::new() })
     }
 
