@@ -6,7 +6,7 @@ use super::*;
 use crate::model::ObjectName;
 
 /// So long that a test which waits for a poll fails.
-const NO_POLL: Duration = Duration::from_secs(3600);
+const NO_POLL: Duration = Duration::from_hours(1);
 
 /// A source of the folder `m` in a folder of its own.
 struct Fixture {

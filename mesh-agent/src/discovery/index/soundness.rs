@@ -47,11 +47,12 @@ impl World {
             );
         }
         for (index, (service, endpoints)) in self.slices.iter().enumerate() {
-            let endpoints: String = endpoints
+            let endpoints: Vec<_> = endpoints
                 .iter()
                 .filter(|(address, _)| *address > 0)
-                .map(|(address, ready)| format!("{{addresses: [10.0.0.{address}], conditions: {{ready: {ready}}}}}, "))
+                .map(|(address, ready)| format!("{{addresses: [10.0.0.{address}], conditions: {{ready: {ready}}}}}"))
                 .collect();
+            let endpoints = endpoints.join(", ");
             let _ = writeln!(
                 text,
                 "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: e{index}, namespace: shop, \
