@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{
     field::{Field, FieldError, Result, shown},
-    object::{Kind, Settings},
+    object::{Kind, Netns, Settings},
 };
 use crate::model::{Mode, Reason};
 
@@ -67,7 +67,7 @@ fn annotation(settings: &mut Settings, kind: Kind, key: &str, field: &Field<'_>)
         "exclude-inbound-ports" => settings.inbound_ports = Some(ports(field)?),
         "exclude-outbound-cidrs" => settings.outbound_cidrs = Some(cidrs(field)?),
         "exclude-inbound-cidrs" => settings.inbound_cidrs = Some(cidrs(field)?),
-        "netns" => settings.netns = Some(netns(field)?),
+        "netns" => settings.netns = Some(Netns { path: netns(field)?, line: field.line() }),
         _ => return Err(unknown(field, key, kind, false)),
     }
     Ok(())

@@ -100,7 +100,7 @@ impl<'a> Field<'a> {
             Some(_) => return Err(self.wrong_type("a mapping")),
         };
         Ok(entries.iter().map(move |entry| {
-            let parent = Some((self, Step::Key(&*entry.key)));
+            let parent = Some((self, Step::Key(&entry.key)));
             (&*entry.key, Self { node: Some(&entry.node), line: entry.line, parent })
         }))
     }

@@ -70,7 +70,14 @@ pub(super) struct Settings {
     pub(super) inbound_ports: Option<Vec<u16>>,
     pub(super) outbound_cidrs: Option<Vec<IpNet>>,
     pub(super) inbound_cidrs: Option<Vec<IpNet>>,
-    pub(super) netns: Option<PathBuf>,
+    pub(super) netns: Option<Netns>,
+}
+
+/// A network namespace and the line that names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Netns {
+    pub(super) path: PathBuf,
+    pub(super) line: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -28,6 +28,7 @@ pub struct Location {
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.file {
+            Some(file) if self.line == 0 => write!(f, "{}", file.display()),
             Some(file) => write!(f, "{}:{}", file.display(), self.line),
             None => f.write_str("-"),
         }

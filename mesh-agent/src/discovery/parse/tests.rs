@@ -1,5 +1,8 @@
 use super::*;
-use crate::{discovery::object::Settings, model::Mode};
+use crate::{
+    discovery::object::{Netns, Settings},
+    model::Mode,
+};
 
 fn parsed(text: &str) -> Parsed {
     file(&Arc::new("a.yaml".into()), text).unwrap()
@@ -91,7 +94,7 @@ fn a_pod_as_kubectl_prints_it() {
         settings: Settings {
             mesh: Some(true),
             mode: Some(Mode::Strict),
-            netns: Some("/run/netns/web-0".into()),
+            netns: Some(Netns { path: "/run/netns/web-0".into(), line: 14 }),
             ..Settings::default()
         },
         service_account: "web".into(),
@@ -167,7 +170,7 @@ fn exclusions_are_lists_of_ports_and_blocks() {
     let expected = ["10.0.0.0/8", "10.9.0.0/16", "fd00::1/128"];
     assert_eq!(cidrs, Some(expected.map(|cidr| cidr.parse().unwrap()).to_vec()));
     let netns = settings("mesh-agent.io/netns: /proc/7/ns/net").netns;
-    assert_eq!(netns, Some("/proc/7/ns/net".into()));
+    assert_eq!(netns.unwrap().path, PathBuf::from("/proc/7/ns/net"));
     // The annotation wins over the label.
     let text = "{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {mesh-agent.io/mesh: enabled},
                  annotations: {mesh-agent.io/mesh: disabled}}}";
