@@ -1,0 +1,1 @@
+//! Debian kernels under QEMU.
