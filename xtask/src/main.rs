@@ -45,8 +45,8 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Tidy => tidy::run(),
-        Verb::Ebpf => ebpf::run(),
-        Verb::Dist => dist::run(),
+        Verb::Ebpf => ebpf::run_verb(),
+        Verb::Dist => dist::run_verb(),
         Verb::Ci => ci::run(),
     };
     match outcome {

@@ -1,1 +1,0 @@
-//! Debian kernels under QEMU.
