@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Verb::Tidy => tidy::run(),
         Verb::Ebpf => ebpf::run_verb(),
         Verb::Dist => dist::run_verb(),
-        Verb::Ci => ci::run(),
+        Verb::Ci => ci::run_verb(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,0 @@
-//! `cargo xtask tidy`.
-
-use anyhow::{Result, bail};
-
-/// Runs it.
-pub(crate) fn run() -> Result<()> {
-    bail!("not written yet")
-}
