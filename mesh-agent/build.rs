@@ -6,6 +6,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use anyhow::{Context, Result, bail};
@@ -15,7 +16,15 @@ mod toolchain;
 
 use toolchain::Toolchain;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    for line in format!("{error:#}").lines() {
+        println!("cargo::error={line}");
+    }
+    ExitCode::FAILURE
+}
+
+fn run() -> Result<()> {
     for path in ["build.rs", "build/toolchain.rs", "../mesh-ebpf", "../mesh-common"] {
         println!("cargo::rerun-if-changed={path}");
     }
@@ -64,8 +73,8 @@ fn build(toolchain: &Toolchain, out_dir: &Path, object: &Path) -> Result<()> {
     if !output.status.success() {
         bail!("the eBPF programs do not build:\n{messages}");
     }
-    for line in messages.lines() {
-        println!("cargo::warning={line}");
+    if let Some(summary) = messages.lines().find(|line| line.contains(" generated ")) {
+        println!("cargo::warning={summary}; cargo xtask ebpf shows them");
     }
     copy(&target_dir.join(toolchain::TARGET).join("release/mesh-ebpf"), object)
 }

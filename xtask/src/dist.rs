@@ -14,7 +14,7 @@ const REQUIRED: [&str; 4] = ["cgroup/connect4", "cgroup/connect6", "sockops", "s
 
 /// Builds the release binary with the object inside and copies it to `target/dist`.
 pub(crate) fn run_verb() -> Result<()> {
-    let object = ebpf::build()?;
+    let object = ebpf::build(false)?;
     let programs = ebpf::programs(&object)?;
     for section in REQUIRED {
         if !programs.iter().any(|program| program.starts_with(section)) {

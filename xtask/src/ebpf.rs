@@ -15,9 +15,17 @@ pub(crate) const MESH_EBPF: &str = "MESH_EBPF";
 /// Sections of an object that are programs start with one of these.
 const PROGRAM_SECTIONS: [&str; 5] = ["cgroup/", "sockops", "sk_lookup", "sk_reuseport", "tp_btf"];
 
+/// Options of the verb.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Fail if the programs compile with warnings
+    #[arg(long)]
+    deny_warnings: bool,
+}
+
 /// Builds the object and prints its path and its programs.
-pub(crate) fn run_verb() -> Result<()> {
-    let object = build()?;
+pub(crate) fn run_verb(args: &Args) -> Result<()> {
+    let object = build(args.deny_warnings)?;
     println!("{}", object.display());
     for program in programs(&object)? {
         println!("  {program}");
@@ -28,13 +36,24 @@ pub(crate) fn run_verb() -> Result<()> {
 /// Builds the object alone, with the toolchain that the build script would choose, and returns its path.
 ///
 /// # Errors
-/// There is no toolchain, or the programs do not build.
-pub(crate) fn build() -> Result<PathBuf> {
+/// There is no toolchain, the programs do not build, or they do with warnings where those are denied.
+pub(crate) fn build(deny_warnings: bool) -> Result<PathBuf> {
     let toolchain = find()?;
     let target_dir = target_folder()?.join("ebpf");
     let mut cargo = toolchain.cargo_build(std::env::consts::ARCH);
     cargo.args(["--package", "mesh-ebpf", "--bin", "mesh-ebpf", "--release", "--target-dir"]).arg(&target_dir);
-    run(cargo.current_dir(root()))?;
+    cargo.current_dir(root());
+    if deny_warnings {
+        // Cargo repeats the warnings of what it need not compile again.
+        let told = cargo.output().context("cannot start cargo")?;
+        let messages = String::from_utf8_lossy(&told.stderr);
+        eprint!("{messages}");
+        if !told.status.success() || messages.lines().any(|line| line.starts_with("warning: ")) {
+            bail!("the eBPF programs do not build without warnings");
+        }
+    } else {
+        run(&mut cargo)?;
+    }
     Ok(target_dir.join(toolchain::TARGET).join("release/mesh-ebpf"))
 }
 

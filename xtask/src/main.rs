@@ -32,7 +32,7 @@ enum Verb {
     /// Check the rules that no compiler checks: module edges, sizes, documents
     Tidy,
     /// Build the eBPF object and print its path and programs
-    Ebpf,
+    Ebpf(ebpf::Args),
     /// Build the release binary with the eBPF object inside, into target/dist
     Dist,
     /// Everything that must hold before a merge
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Tidy => tidy::run(),
-        Verb::Ebpf => ebpf::run_verb(),
+        Verb::Ebpf(args) => ebpf::run_verb(&args),
         Verb::Dist => dist::run_verb(),
         Verb::Ci => ci::run_verb(),
     };
