@@ -6,7 +6,8 @@ use super::{Problem, source::Source};
 const FILE_LINES: usize = 600;
 const FUNCTION_LINES: usize = 100;
 
-/// Modules of mesh-agent and what each may use. The proxy reaches the data path through traits of its own.
+/// Modules of mesh-agent and what each may use. The proxy reaches the data path through traits of its own; the commands
+/// use discovery and net for the preflight.
 const EDGES: [(&str, &[&str]); 12] = [
     ("model", &[]),
     ("policy", &["model"]),
@@ -19,7 +20,7 @@ const EDGES: [(&str, &[&str]); 12] = [
     ("discovery", &["balance", "model"]),
     ("proxy", &["balance", "model", "net", "policy", "route", "sys", "telemetry"]),
     ("admin", &["model"]),
-    ("cli", &["admin", "app", "datapath", "model"]),
+    ("cli", &["admin", "app", "datapath", "discovery", "model", "net"]),
 ];
 
 /// Files of mesh-agent/src that may know every module.
