@@ -1,1 +1,5 @@
 //! Harness.
+
+pub mod require;
+
+pub use require::require;
