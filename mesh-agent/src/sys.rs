@@ -48,8 +48,12 @@ pub fn bpf_obj_get(path: &Path) -> io::Result<OwnedFd> {
 
 /// Replaces the program of a link, at once for every later event. aya has no such call for cgroup and netns links.
 pub fn bpf_link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attr =
-        LinkUpdate { link_fd: link.as_raw_fd() as u32, new_prog_fd: program.as_raw_fd() as u32, flags: 0, old_prog_fd: 0 };
+    let attr = LinkUpdate {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
 }
 

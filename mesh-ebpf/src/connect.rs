@@ -8,6 +8,7 @@ use aya_ebpf::{
     maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
+use aya_log_ebpf::warn;
 use mesh_common::{
     Address, BackendKey, CIDR_PREFIX, CidrKey, DecisionKey, Endpoint, FLOW_DIRECT, FLOW_REDIRECTED, FLOW_UPSTREAM,
     Flow, OUTBOUND, PortKey, WAY_DIRECT, WAY_SERVICE, WORKLOAD_ARMED, WORKLOAD_DIRECT,
@@ -125,6 +126,7 @@ fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
     // SAFETY: the socket of the context.
     if !unsafe { FLOWS.set(sk, flow) } {
         count(workload.slot, |c| c.no_memory += 1);
+        warn!(ctx, "no memory for the flow of a socket: connect refused with ENOMEM");
         return refuse(ENOMEM);
     }
     rewrite::<V6>(ctx, &target);

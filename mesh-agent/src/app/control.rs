@@ -132,6 +132,8 @@ impl Control {
         self.snapshots.send_replace(Arc::clone(&mesh));
         self.mesh = Arc::clone(&mesh);
         self.refresh_node_addresses();
+        // Namespaces that are gone first: another of the same name may be there already.
+        self.pods.tend(&mut self.datapath, &self.workers);
         self.pods.reconcile(&mut self.datapath, &self.workers, &mesh);
         if first {
             self.pods.forget_others(&mut self.datapath);

@@ -29,9 +29,13 @@ impl Kernel for KernelMaps {
         destination: OrigDst,
         way: &Cacheable<'_>,
     ) -> io::Result<()> {
-        let backends: Vec<CachedBackend> =
-            way.backends.iter().map(|(endpoint, direct)| CachedBackend { endpoint: *endpoint, direct: *direct }).collect();
-        let cached = if way.list == 0 { CachedWay::Pod } else { CachedWay::Service { list: way.list, backends: &backends } };
+        let backends: Vec<CachedBackend> = way
+            .backends
+            .iter()
+            .map(|(endpoint, direct)| CachedBackend { endpoint: *endpoint, direct: *direct })
+            .collect();
+        let cached =
+            if way.list == 0 { CachedWay::Pod } else { CachedWay::Service { list: way.list, backends: &backends } };
         self.0.remember(slot, source_generation, destination.0, way.generation, &cached).map_err(io::Error::other)
     }
 

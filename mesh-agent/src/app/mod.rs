@@ -80,7 +80,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     runtime.block_on(async {
         let (found, mesh) = watch::channel(Arc::new(Mesh::default()));
         let node_name: Arc<str> = options.node_name.as_str().into();
-        let source = discovery::Manifests::new(&options.manifests, node_name, first_generation());
+        let source = discovery::file::Manifests::new(&options.manifests, node_name, first_generation());
         let mut source = tokio::spawn(source.run(found));
         let mut log = match datapath.program_log() {
             Some(log) => tokio::spawn(log.run()),
@@ -131,12 +131,19 @@ fn usable_cpus() -> anyhow::Result<Vec<usize>> {
     Ok((0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
 }
 
-/// Every relayed connection takes two descriptors: the soft limit of 1,024 is for programs that use select(2).
+/// Every relayed connection takes two descriptors: the usual limits are for programs that use select(2).
 fn raise_fd_limit() {
-    let result = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    // The most that the kernel allows anybody (fs.nr_open, proc_sys_fs(5)); it takes CAP_SYS_RESOURCE to raise the hard
+    // limit to that.
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|n| n.trim().parse().ok());
+    let result = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        let most = most.unwrap_or(hard).max(hard);
+        setrlimit(Resource::RLIMIT_NOFILE, most, most)
+            .map(|()| most)
+            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard))
+    });
     match result {
-        Ok(hard) => tracing::debug!(hard, "descriptor limit"),
+        Ok(limit) => tracing::debug!(limit, "descriptors"),
         Err(error) => tracing::warn!(%error, "the descriptor limit is left as it is"),
     }
 }

@@ -130,7 +130,9 @@ impl Pods {
         let count = workers.len();
         let keepalive = self.keepalive;
         let found = netns.run(|| inspect(count, keepalive))?;
-        if let Some(other) = self.enrolled.values().find(|pod| pod.cookie == found.cookie && pod.pod.name != workload.name) {
+        if let Some(other) =
+            self.enrolled.values().find(|pod| pod.cookie == found.cookie && pod.pod.name != workload.name)
+        {
             anyhow::bail!("its network namespace is that of pod {}", other.pod.name);
         }
         // A pod that left and still has connections keeps its slot and its counters.
@@ -183,7 +185,8 @@ impl Pods {
         if let Some(slot) = self.adopted.get(&cookie) {
             return Ok((*slot, datapath.counters(*slot)?));
         }
-        let taken = |slot| self.enrolled.values().any(|pod| pod.slot == slot) || self.adopted.values().any(|s| *s == slot);
+        let taken =
+            |slot| self.enrolled.values().any(|pod| pod.slot == slot) || self.adopted.values().any(|s| *s == slot);
         let slot = datapath.free_slot(taken)?;
         datapath.reset_counters(slot)?;
         Ok((slot, Counters::default()))
@@ -221,7 +224,8 @@ impl Pods {
             match pod.stage {
                 Stage::Armed | Stage::Settling(_) if !pod.pod.netns.is_still_there() => {
                     tracing::info!(pod = %name, "its network namespace is gone");
-                    let result = datapath.disarm(pod.slot, pod.cookie).and_then(|()| datapath.forget(pod.slot, pod.cookie));
+                    let result =
+                        datapath.disarm(pod.slot, pod.cookie).and_then(|()| datapath.forget(pod.slot, pod.cookie));
                     if let Err(error) = result {
                         tracing::error!(pod = %name, %error, "cannot disarm");
                     }
@@ -243,7 +247,10 @@ impl Pods {
             }
         }
         self.enrolled.retain(|_, pod| pod.stage != Stage::Closed || pod.open() > 0);
-        self.enrolled.values().filter_map(|pod| if let Stage::Settling(until) = pod.stage { Some(until) } else { None }).min()
+        self.enrolled
+            .values()
+            .filter_map(|pod| if let Stage::Settling(until) = pod.stage { Some(until) } else { None })
+            .min()
     }
 
     /// Looks for addresses that pods have got or lost since.

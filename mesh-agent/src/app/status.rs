@@ -122,7 +122,8 @@ pub(super) async fn of(control: &mut Control) -> Status {
     let mut problems = control.mesh.problems.clone();
     problems.extend(control.pods.failed.values().cloned());
     problems.extend(hooks.iter().filter(|hook| !hook.armed).map(hook_problem));
-    problems.extend(control.workers.iter().zip(&workers).filter_map(|(handle, w)| worker_problem(handle.is_running(), w)));
+    problems
+        .extend(control.workers.iter().zip(&workers).filter_map(|(handle, w)| worker_problem(handle.is_running(), w)));
     problems.extend(pods.iter().filter_map(unaccounted_problem));
     problems.extend(control.watched.iter().flat_map(|(name, watched)| bypass_problems(name, watched)));
     let pods_ok = pods.iter().all(|pod| !matches!(pod.state, PodState::Failed));
@@ -264,7 +265,8 @@ fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, p
         unaccounted = (handed.out_established + handed.out_orphaned + handed.in_established)
             .saturating_sub(outbound.total + inbound.total);
     }
-    let addresses = pod.map_or_else(|| workload.map(|w| w.addresses.clone()).unwrap_or_default(), |p| p.config.addresses.clone());
+    let addresses =
+        pod.map_or_else(|| workload.map(|w| w.addresses.clone()).unwrap_or_default(), |p| p.config.addresses.clone());
     let bypassed = c.out_passed_unavailable + c.out_passed_unredirectable + c.in_passed_unavailable;
     PodStatus {
         name: name.clone(),
@@ -299,7 +301,8 @@ fn hook_problem(hook: &HookStatus) -> Problem {
 fn worker_problem(running: bool, worker: &WorkerStatus) -> Option<Problem> {
     let stuck = worker.beat_age_ms > mesh_common::WORKER_STALE_NS / 1_000_000;
     (stuck || !running).then(|| {
-        let message = if running { format!("no beat for {} ms", worker.beat_age_ms) } else { "its thread has ended".to_owned() };
+        let message =
+            if running { format!("no beat for {} ms", worker.beat_age_ms) } else { "its thread has ended".to_owned() };
         problem(Reason::WorkerStuck, Severity::Error, format!("Worker {}", worker.worker), message)
     })
 }

@@ -17,7 +17,8 @@ pub(super) fn read(map: &PerCpuArray<MapData, Counters>, slot: u32) -> Result<Co
 
 /// All zero.
 pub(super) fn reset(map: &mut PerCpuArray<MapData, Counters>, slot: u32) -> Result<(), Error> {
-    let cpus = nr_cpus().map_err(|(_, source)| Error::Pin { path: "/sys/devices/system/cpu/possible".into(), source })?;
+    let cpus =
+        nr_cpus().map_err(|(_, source)| Error::Pin { path: "/sys/devices/system/cpu/possible".into(), source })?;
     let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus])
         .map_err(|source| Error::Pin { path: "/sys/devices/system/cpu/possible".into(), source })?;
     Ok(map.set(slot, zeros, 0)?)

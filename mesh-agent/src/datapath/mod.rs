@@ -29,8 +29,7 @@ use self::maps::ControlMaps;
 use crate::model::HookStatus;
 
 /// Programs on the cgroup root, in the order in which they are attached: who only answers first, who captures last.
-const SOCK_ADDR: [&str; 6] =
-    ["getpeername4", "getpeername6", "getsockname4", "getsockname6", "connect4", "connect6"];
+const SOCK_ADDR: [&str; 6] = ["getpeername4", "getpeername6", "getsockname4", "getsockname6", "connect4", "connect6"];
 const SOCK_OPS: &str = "established";
 const SK_LOOKUP: &str = "inbound";
 

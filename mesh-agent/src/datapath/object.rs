@@ -15,9 +15,9 @@ pub fn object_built() -> bool {
 /// The object's bytes.
 pub(super) fn read(other: Option<&Path>) -> Result<Cow<'static, [u8]>, Error> {
     match other {
-        Some(path) => std::fs::read(path)
-            .map(Cow::Owned)
-            .map_err(|source| Error::Object { path: path.to_owned(), source }),
+        Some(path) => {
+            std::fs::read(path).map(Cow::Owned).map_err(|source| Error::Object { path: path.to_owned(), source })
+        }
         None if object_built() => Ok(Cow::Borrowed(EMBEDDED)),
         None => Err(Error::NotBuilt),
     }

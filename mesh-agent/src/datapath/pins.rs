@@ -28,8 +28,14 @@ impl Pins {
         let fail = |source| Error::Bpffs { path: bpffs.to_owned(), source };
         fs::create_dir_all(bpffs).map_err(fail)?;
         if !is_bpffs(bpffs) {
-            mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, None::<&str>)
-                .map_err(|errno| fail(errno.into()))?;
+            mount(
+                Some("bpf"),
+                bpffs,
+                Some("bpf"),
+                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+                None::<&str>,
+            )
+            .map_err(|errno| fail(errno.into()))?;
             tracing::info!(path = %bpffs.display(), "mounted bpffs");
         }
         let directory = Self::root(bpffs).join(format!("v{ABI_VERSION}"));
@@ -75,7 +81,7 @@ impl Pins {
 }
 
 /// Whether a BPF file system is mounted at the path.
-pub fn is_bpffs(path: &Path) -> bool {
+pub(super) fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
 

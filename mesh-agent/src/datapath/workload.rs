@@ -242,7 +242,8 @@ impl Datapath {
         for key in &stale {
             self.maps.excluded_ports.remove(key)?;
         }
-        let is_wanted = |key: &Key<CidrKey>| cidrs.iter().any(|k| k.prefix_len() == key.prefix_len() && k.data() == key.data());
+        let is_wanted =
+            |key: &Key<CidrKey>| cidrs.iter().any(|k| k.prefix_len() == key.prefix_len() && k.data() == key.data());
         let stale: Vec<Key<CidrKey>> = self
             .maps
             .excluded_cidrs

@@ -31,7 +31,8 @@ pub fn socket(netns: &Netns, address: IpAddr, options: &Options) -> io::Result<S
     let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
     socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(options.keepalive).with_interval(options.keepalive / 6).with_retries(6);
+    let keepalive =
+        TcpKeepalive::new().with_time(options.keepalive).with_interval(options.keepalive / 6).with_retries(6);
     socket.set_tcp_keepalive(&keepalive)?;
     Ok(socket)
 }
@@ -59,7 +60,9 @@ pub fn start(socket: Socket, to: SocketAddr) -> io::Result<Connecting> {
 impl Connecting {
     /// Waits until the peer has answered, at most `timeout`.
     pub async fn established(self, timeout: Duration) -> io::Result<TcpStream> {
-        tokio::time::timeout(timeout, self.0.writable()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        tokio::time::timeout(timeout, self.0.writable())
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         match self.0.take_error()? {
             Some(error) => Err(error),
             None => Ok(self.0),

@@ -58,17 +58,15 @@ impl Pipe {
 
     /// Takes what the socket has received, at most what the pipe can hold. 0 is the end of the stream.
     pub fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
-        let moved = from.try_io(Interest::READABLE, || {
-            Ok(splice(from, None, &self.write, None, self.capacity, flags())?)
-        })?;
+        let moved =
+            from.try_io(Interest::READABLE, || Ok(splice(from, None, &self.write, None, self.capacity, flags())?))?;
         self.held += moved;
         Ok(moved)
     }
 
     /// Sends what is in the pipe, as far as the socket takes it.
     pub fn drain(&mut self, to: &TcpStream) -> io::Result<usize> {
-        let moved =
-            to.try_io(Interest::WRITABLE, || Ok(splice(&self.read, None, to, None, self.held, flags())?))?;
+        let moved = to.try_io(Interest::WRITABLE, || Ok(splice(&self.read, None, to, None, self.held, flags())?))?;
         self.held -= moved;
         Ok(moved)
     }

@@ -28,9 +28,7 @@ pub fn cacheable<'a>(mesh: &Mesh, destination: OrigDst, backends: &'a mut Vec<Ba
     let generation = known.generation;
     backends.clear();
     match &known.target {
-        Target::Workload(workload) => {
-            is_direct(mesh, workload).then_some(Cacheable { generation, list: 0, backends })
-        }
+        Target::Workload(workload) => is_direct(mesh, workload).then_some(Cacheable { generation, list: 0, backends }),
         Target::Service(service) => {
             let port = service.ports.iter().find(|port| port.port == address.port())?;
             if port.endpoints.len() > MAX_BACKENDS {

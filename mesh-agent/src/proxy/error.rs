@@ -65,9 +65,9 @@ impl Error {
 fn of_connect(error: &io::Error) -> Reason {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => Reason::UpstreamRefused,
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EINVAL) => {
-            Reason::UpstreamUnreachable
-        }
+        Some(
+            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EINVAL,
+        ) => Reason::UpstreamUnreachable,
         Some(libc::ETIMEDOUT) => Reason::UpstreamTimeout,
         Some(libc::ECONNRESET) => Reason::UpstreamReset,
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Reason::FdLimit,
