@@ -92,6 +92,11 @@ pub const OUTBOUND: u32 = 0;
 /// Direction of an exclusion or a listener: what is opened to the workload.
 pub const INBOUND: u32 = 1;
 
+/// Direction of a listener that never answers, and never refuses: where the SYNs of held connections go.
+pub const LIMBO: u32 = 2;
+/// Directions of listeners.
+pub const DIRECTIONS: u32 = 3;
+
 /// An excluded port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -122,11 +127,11 @@ pub const CIDR_PREFIX: u32 = 64;
 /// Index in `LISTENERS`.
 #[inline(always)]
 pub const fn listener_index(slot: u32, direction: u32, worker: u32) -> u32 {
-    (slot * 2 + direction) * MAX_WORKERS + worker
+    (slot * DIRECTIONS + direction) * MAX_WORKERS + worker
 }
 
 /// Entries of `LISTENERS`.
-pub const LISTENER_ENTRIES: u32 = crate::maps::MAX_SLOTS * 2 * MAX_WORKERS;
+pub const LISTENER_ENTRIES: u32 = crate::maps::MAX_SLOTS * DIRECTIONS * MAX_WORKERS;
 
 /// Slot of an address in `GENERATIONS` (FNV-1a over the words).
 #[inline(always)]

@@ -64,6 +64,43 @@ pub struct Flow {
     pub generation_slots: [u32; 2],
     /// Their values at connect.
     pub generations: [u32; 2],
+    /// Not 0 where nobody knew yet whether the destination answers: the handshake waits for it ([`Reach`]).
+    pub held: u32,
+}
+
+/// Connections to the destination succeed: the agent's listener may answer at once.
+pub const REACH_OPEN: u32 = 1;
+/// They are refused.
+pub const REACH_REFUSED: u32 = 2;
+/// There is no way to it.
+pub const REACH_UNREACHABLE: u32 = 3;
+
+/// Whether a destination ([`DecisionKey`]) answers, as the agent has last found out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// CLOCK_MONOTONIC, in nanoseconds, after which nobody knows any more.
+    pub until_ns: u64,
+    /// `REACH_*`.
+    pub state: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A connection whose handshake is held, for the agent to find out whether its destination answers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempt {
+    /// Its 4-tuple; the destination is the agent's.
+    pub tuple: Tuple,
+    /// The workload's slot.
+    pub slot: u32,
+    /// The CPU it was made on.
+    pub cpu: u32,
+    /// What the app asked for.
+    pub original: Endpoint,
+    /// The backend that the connect hook drew, or zeros.
+    pub chosen: Endpoint,
 }
 
 /// A workload's question: where does this address lead?
@@ -135,4 +172,76 @@ pub struct Approval {
     pub generation_slots: [u32; 2],
     /// Their values at connect; checked for [`FLOW_DIRECT`].
     pub generations: [u32; 2],
+}
+
+impl Attempt {
+    /// Reads what the ring holds.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let words: &[u8; size_of::<Self>()] = bytes.first_chunk()?;
+        let mut words =
+            words.chunks_exact(4).filter_map(|word| word.first_chunk()).map(|word| u32::from_ne_bytes(*word));
+        let mut address = || Some([words.next()?, words.next()?, words.next()?, words.next()?]);
+        let (source, destination) = (address()?, address()?);
+        let ports = words.next()?.to_ne_bytes();
+        let (slot, cpu) = (words.next()?, words.next()?);
+        let mut endpoint = || {
+            let address = [words.next()?, words.next()?, words.next()?, words.next()?];
+            Some(Endpoint { address, port: words.next()? })
+        };
+        let (original, chosen) = (endpoint()?, endpoint()?);
+        let [a, b, c, d] = ports;
+        let tuple = Tuple {
+            source,
+            destination,
+            source_port: u16::from_ne_bytes([a, b]),
+            destination_port: u16::from_ne_bytes([c, d]),
+        };
+        Some(Self { tuple, slot, cpu, original, chosen })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_is_read_field_by_field() {
+        let endpoint = |n: u32| Endpoint { address: [n, n + 1, n + 2, n + 3], port: n + 4 };
+        let attempt = Attempt {
+            tuple: Tuple { source: [1, 2, 3, 4], destination: [5, 6, 7, 8], source_port: 0x1234, destination_port: 9 },
+            slot: 10,
+            cpu: 11,
+            original: endpoint(20),
+            chosen: endpoint(30),
+        };
+        let mut bytes = [0_u8; size_of::<Attempt>() + 4];
+        let words = [
+            1,
+            2,
+            3,
+            4,
+            5,
+            6,
+            7,
+            8,
+            u32::from_ne_bytes([0x34, 0x12, 9, 0]),
+            10,
+            11,
+            20,
+            21,
+            22,
+            23,
+            24,
+            30,
+            31,
+            32,
+            33,
+            34_u32,
+        ];
+        for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        assert_eq!(Attempt::from_bytes(&bytes), Some(attempt));
+        assert_eq!(Attempt::from_bytes(&bytes[..size_of::<Attempt>() - 1]), None);
+    }
 }

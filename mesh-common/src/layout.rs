@@ -3,8 +3,8 @@
 use core::mem::{align_of, offset_of, size_of};
 
 use crate::{
-    Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, Flow, Inbound, PortKey,
-    Tuple, Worker, Workload,
+    Agent, Approval, Attempt, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, Flow, Inbound,
+    PortKey, Reach, Tuple, Worker, Workload,
 };
 
 /// Size and alignment of each type; equal to the sum of its fields, so there is no padding anywhere.
@@ -35,7 +35,9 @@ layout! {
     CidrKey: 2 * 4 + 16, 4;
     Endpoint: 16 + 4, 4;
     Tuple: 2 * 16 + 2 * 2, 4;
-    Flow: 2 * 4 + 3 * 20 + 4 * 4, 4;
+    Flow: 2 * 4 + 3 * 20 + 4 * 4 + 4, 4;
+    Reach: 8 + 2 * 4, 8;
+    Attempt: 36 + 2 * 4 + 2 * 20, 4;
     DecisionKey: 2 * 4 + 16, 4;
     Decision: 5 * 4, 4;
     BackendKey: 2 * 4, 4;
@@ -51,6 +53,8 @@ const _: () = {
     assert!(offset_of!(Flow, actual) == 28);
     assert!(offset_of!(Flow, chosen) == 48);
     assert!(offset_of!(Flow, generation_slots) == 68);
+    assert!(offset_of!(Flow, held) == 84);
+    assert!(offset_of!(Attempt, original) == 44);
     assert!(offset_of!(Tuple, source_port) == 32);
     assert!(offset_of!(CidrKey, address) == 8);
     assert!(offset_of!(Approval, generations) == 24);

@@ -16,6 +16,8 @@
 //! | `FLOWS` | socket storage | socket -> [`Flow`] | connect hooks, sock_ops, agent |
 //! | `HANDOVERS` | LRU hash | [`Tuple`] -> [`Flow`] | sock_ops |
 //! | `APPROVED` | LRU hash | [`Tuple`] -> [`Approval`] | sock_ops |
+//! | `REACH` | LRU hash | [`DecisionKey`] -> [`Reach`] | agent's workers |
+//! | `ATTEMPTS` | ring buffer | [`Attempt`] | sock_ops |
 //! | `COUNTERS` | per-CPU array | workload slot -> [`Counters`] | all programs |
 //!
 //! Every type is `repr(C)`, of fixed width, without padding, bool, enum or Option; `layout.rs` asserts it on both sides.

@@ -23,8 +23,13 @@ pub const MAX_HANDOVERS: u32 = 65_536;
 /// Approved 4-tuples.
 pub const MAX_APPROVED: u32 = 65_536;
 
+/// Destinations of which is known whether they answer.
+pub const MAX_REACH: u32 = 16_384;
+/// Bytes of the ring of held connections; the size of an entry times some hundreds.
+pub const ATTEMPTS_BYTES: u32 = 256 * 1024;
+
 /// All map names, in the order of the table in the crate's documentation.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 17] = [
     "AGENT",
     "WORKERS",
     "WORKLOADS",
@@ -39,5 +44,7 @@ pub const NAMES: [&str; 15] = [
     "FLOWS",
     "HANDOVERS",
     "APPROVED",
+    "REACH",
+    "ATTEMPTS",
     "COUNTERS",
 ];

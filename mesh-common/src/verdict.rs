@@ -51,6 +51,10 @@ counters! {
     out_no_address = "out_no_address",
     /// Refused because the socket cannot be redirected (strict).
     out_refused_unredirectable = "out_refused_unredirectable",
+    /// Refused at once: the agent had just found that the destination refuses or cannot be reached.
+    out_refused_upstream = "out_refused_upstream",
+    /// Of the redirected: held until the agent had found out whether the destination answers.
+    out_held = "out_held",
     /// Of the redirected: reached the agent's listener with their original destination.
     out_established = "out_established",
     /// Reached the agent's outbound listener without an original destination.

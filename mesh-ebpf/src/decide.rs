@@ -1,9 +1,9 @@
 //! The decisions of the programs. Pure: facts in, verdict out; the programs look facts up and carry verdicts out.
 
 use mesh_common::{
-    Address, Approval, Decision, Endpoint, FLOW_UPSTREAM, Flow, OUTBOUND_PORT, WAY_DIRECT, WAY_SERVICE, WORKER_LAG_NS,
-    WORKER_STALE_NS, WORKLOAD_STRICT, Worker, Workload, is_loopback, is_unspecified, is_v4_mapped, outbound_loopback,
-    v4_mapped,
+    Address, Approval, Decision, Endpoint, FLOW_UPSTREAM, Flow, OUTBOUND_PORT, Reach, WAY_DIRECT, WAY_SERVICE,
+    WORKER_LAG_NS, WORKER_STALE_NS, WORKLOAD_STRICT, Worker, Workload, is_loopback, is_unspecified, is_v4_mapped,
+    outbound_loopback, v4_mapped,
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -140,6 +140,27 @@ pub const fn is_approved(approval: &Approval, now_ns: u64, generations: [u32; 2]
     now_ns < approval.deadline_ns
         && (approval.kind == FLOW_UPSTREAM
             || approval.generations[0] == generations[0] && approval.generations[1] == generations[1])
+}
+
+/// What is known of whether a destination answers; 0 is nothing.
+#[inline(always)]
+pub const fn reach(known: Option<Reach>, now_ns: u64) -> u32 {
+    match known {
+        Some(reach) if now_ns < reach.until_ns => reach.state,
+        _ => 0,
+    }
+}
+
+/// How long Linux tries to connect with that many SYN retries, in milliseconds: 1 s, doubling.
+#[inline(always)]
+pub const fn syn_patience_ms(retries: i32) -> i32 {
+    if retries < 1 {
+        1000
+    } else if retries > 6 {
+        127_000
+    } else {
+        ((2 << retries) - 1) * 1000
+    }
 }
 
 /// Whether a worker is alive.

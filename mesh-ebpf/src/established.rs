@@ -6,26 +6,34 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT, bpf_sock_ops,
     },
     cty::c_void,
-    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns},
+    helpers::{bpf_get_netns_cookie, bpf_get_smp_processor_id, bpf_getsockopt, bpf_ktime_get_ns, bpf_setsockopt},
     programs::SockOpsContext,
 };
 use mesh_common::{
-    APPROVAL_ESTABLISHED_NS, APPROVAL_PENDING_NS, Approval, Endpoint, FLOW_ACCEPTED, FLOW_DIRECT, FLOW_INBOUND,
-    FLOW_LISTENER_INBOUND, FLOW_LISTENER_OUTBOUND, FLOW_OUTBOUND, FLOW_REDIRECTED, FLOW_UPSTREAM, Flow, Tuple,
-    v4_mapped,
+    APPROVAL_ESTABLISHED_NS, APPROVAL_PENDING_NS, Approval, Attempt, Endpoint, FLOW_ACCEPTED, FLOW_DIRECT,
+    FLOW_INBOUND, FLOW_LISTENER_INBOUND, FLOW_LISTENER_OUTBOUND, FLOW_OUTBOUND, FLOW_REDIRECTED, FLOW_UPSTREAM, Flow,
+    Tuple, v4_mapped,
 };
 use mesh_ebpf::decide;
 
 use crate::{
     count::count,
-    maps::{APPROVED, FLOWS, HANDOVERS, WORKLOADS, words},
+    maps::{APPROVED, ATTEMPTS, FLOWS, HANDOVERS, WORKLOADS, words},
 };
 
 const AF_INET: u32 = 2;
 const TCP_CLOSE: u32 = 7;
+const IPPROTO_TCP: i32 = 6;
+const TCP_SYNCNT: i32 = 7;
+const TCP_USER_TIMEOUT: i32 = 18;
+/// [`Flow::held`] of a socket whose TCP_USER_TIMEOUT is the app's own, and of one on which we set it.
+const HELD: u32 = 1;
+const HELD_WITH_PATIENCE: u32 = 2;
+/// The most that TCP_SYNCNT takes.
+const MOST_SYN_RETRIES: i32 = 127;
 
 /// Dispatches on the operation; the frequent ones of other sockets end at once.
 #[inline(always)]
@@ -41,6 +49,7 @@ pub(crate) fn sock_ops(ctx: &SockOpsContext) -> u32 {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => on_connected(ctx, sk),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => on_accepted(ctx, sk),
         BPF_SOCK_OPS_STATE_CB => on_state(ctx, sk),
+        BPF_SOCK_OPS_TIMEOUT_INIT => on_timeout_init(ctx, sk),
         _ => {}
     }
     1
@@ -50,8 +59,8 @@ pub(crate) fn sock_ops(ctx: &SockOpsContext) -> u32 {
 #[inline(always)]
 fn on_connect(ctx: &SockOpsContext, sk: *mut c_void) {
     // SAFETY: the context's socket, not null.
-    let Some(flow) = (unsafe { FLOWS.get(sk) }) else { return };
-    let flow = *flow;
+    let Some(stored) = (unsafe { FLOWS.get(sk) }) else { return };
+    let flow = *stored;
     let (local, remote) = ends(ctx.ops);
     if !decide::speaks_of(&flow, &remote.address, remote.port) {
         return;
@@ -60,6 +69,9 @@ fn on_connect(ctx: &SockOpsContext, sk: *mut c_void) {
     match flow.kind {
         FLOW_REDIRECTED => {
             let _ = HANDOVERS.insert(&tuple, &flow, 0);
+            if flow.held != 0 {
+                stored.held = hold(ctx, &flow, &tuple);
+            }
         }
         FLOW_UPSTREAM if flow.original.port != 0 => {
             let _ = HANDOVERS.insert(&tuple, &flow, 0);
@@ -78,11 +90,61 @@ fn on_connect(ctx: &SockOpsContext, sk: *mut c_void) {
     }
 }
 
+/// Nobody knows whether the destination answers: the app's connect must not succeed before that is found out. Its SYN
+/// will be met with silence, repeated soon and often, for as long as Linux would have tried.
+#[inline(always)]
+fn hold(ctx: &SockOpsContext, flow: &Flow, tuple: &Tuple) -> u32 {
+    count(flow.slot, |c| c.out_held += 1);
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let attempt = Attempt { tuple: *tuple, slot: flow.slot, cpu, original: flow.original, chosen: flow.chosen };
+    // A full ring means that hundreds wait already: the SYN is repeated and answered or refused with theirs.
+    let _ = ATTEMPTS.output::<Attempt>(attempt, 0);
+    let patience = decide::syn_patience_ms(option(ctx, TCP_SYNCNT));
+    let own = option(ctx, TCP_USER_TIMEOUT) != 0;
+    if !own {
+        set_option(ctx, TCP_USER_TIMEOUT, patience);
+    }
+    set_option(ctx, TCP_SYNCNT, MOST_SYN_RETRIES);
+    if own { HELD } else { HELD_WITH_PATIENCE }
+}
+
+/// How soon a held connection's SYN is repeated: after one tick, then doubling.
+#[inline(always)]
+fn on_timeout_init(ctx: &SockOpsContext, sk: *mut c_void) {
+    // SAFETY: the context's socket, not null.
+    let Some(flow) = (unsafe { FLOWS.get(sk) }) else { return };
+    if flow.kind == FLOW_REDIRECTED && flow.held != 0 {
+        ctx.set_reply(1);
+    }
+}
+
+#[inline(always)]
+fn option(ctx: &SockOpsContext, name: i32) -> i32 {
+    let mut value = 0_i32;
+    // SAFETY: the kernel writes four bytes to `value`.
+    unsafe { bpf_getsockopt(ctx.as_ptr(), IPPROTO_TCP, name, (&raw mut value).cast(), 4) };
+    value
+}
+
+#[inline(always)]
+fn set_option(ctx: &SockOpsContext, name: i32, mut value: i32) {
+    // SAFETY: the kernel reads four bytes of `value`.
+    unsafe { bpf_setsockopt(ctx.as_ptr(), IPPROTO_TCP, name, (&raw mut value).cast(), 4) };
+}
+
 /// The client's side of a handshake is done: its approval has served.
 #[inline(always)]
 fn on_connected(ctx: &SockOpsContext, sk: *mut c_void) {
     // SAFETY: the context's socket, not null.
     let Some(flow) = (unsafe { FLOWS.get(sk) }) else { return };
+    if flow.kind == FLOW_REDIRECTED && flow.held != 0 {
+        // The patience was for the handshake only.
+        if flow.held == HELD_WITH_PATIENCE {
+            set_option(ctx, TCP_USER_TIMEOUT, 0);
+        }
+        return;
+    }
     if flow.kind != FLOW_DIRECT && flow.kind != FLOW_UPSTREAM {
         return;
     }
@@ -143,6 +205,7 @@ fn take_over(ctx: &SockOpsContext, flow: &mut Flow) {
         Some(sent) if sent.kind == FLOW_REDIRECTED && sent.slot == flow.slot => {
             flow.original = sent.original;
             flow.chosen = sent.chosen;
+            flow.held = sent.held;
             flow.kind = FLOW_OUTBOUND;
             let _ = HANDOVERS.remove(&key);
             count(flow.slot, |c| c.out_established += 1);

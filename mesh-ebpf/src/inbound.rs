@@ -6,15 +6,17 @@ use aya_ebpf::{
     bindings::BPF_SK_LOOKUP_F_NO_REUSEPORT, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key, programs::SkLookupContext,
 };
 use mesh_common::{
-    CIDR_PREFIX, CidrKey, FLOW_REDIRECTED, INBOUND, Inbound, OUTBOUND, PortKey, Tuple, WORKLOAD_ARMED,
-    WORKLOAD_EXCLUDES_INBOUND_CIDRS, WORKLOAD_EXCLUDES_INBOUND_PORTS, is_loopback, listener_index, v4_mapped,
+    CIDR_PREFIX, CidrKey, FLOW_REDIRECTED, INBOUND, Inbound, LIMBO, OUTBOUND, PortKey, REACH_OPEN, REACH_REFUSED,
+    REACH_UNREACHABLE, Tuple, WORKLOAD_ARMED, WORKLOAD_EXCLUDES_INBOUND_CIDRS, WORKLOAD_EXCLUDES_INBOUND_PORTS,
+    is_loopback, listener_index, v4_mapped,
 };
 use mesh_ebpf::decide::{self, Inbound as Verdict};
 
 use crate::{
     count::count,
     maps::{
-        ADDRESSES, APPROVED, EXCLUDED_CIDRS, EXCLUDED_PORTS, HANDOVERS, LISTENERS, NODE_ADDRESSES, generation, words,
+        ADDRESSES, APPROVED, EXCLUDED_CIDRS, EXCLUDED_PORTS, HANDOVERS, LISTENERS, NODE_ADDRESSES, generation, reach,
+        words,
     },
     worker,
 };
@@ -80,10 +82,18 @@ fn from_the_pod(ctx: &SkLookupContext, tuple: &Tuple) -> u32 {
         return SK_PASS;
     }
     // SAFETY: read at once; an entry is reused only after 65,536 younger ones.
-    let slot = match unsafe { HANDOVERS.get_ptr(tuple).and_then(|f| f.as_ref()) } {
-        Some(flow) if flow.kind == FLOW_REDIRECTED => flow.slot,
+    let (slot, held, original) = match unsafe { HANDOVERS.get_ptr(tuple).and_then(|f| f.as_ref()) } {
+        Some(flow) if flow.kind == FLOW_REDIRECTED => (flow.slot, flow.held, flow.original),
         _ => return SK_PASS,
     };
+    if held != 0 {
+        match reach(slot, &original) {
+            REACH_OPEN => {}
+            REACH_REFUSED | REACH_UNREACHABLE => return SK_DROP,
+            // Silence: the client tries again.
+            _ => return if steer(ctx, slot, LIMBO, Some(0)) { SK_PASS } else { SK_DROP },
+        }
+    }
     if steer(ctx, slot, OUTBOUND, worker::pick()) { SK_PASS } else { SK_DROP }
 }
 

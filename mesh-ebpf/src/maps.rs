@@ -3,18 +3,19 @@
 use aya_ebpf::{
     bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     cty::c_void,
-    helpers::{bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get},
+    helpers::{bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use mesh_common::{
-    Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Flow, Inbound,
-    LISTENER_ENTRIES, PortKey, Tuple, Worker, Workload,
+    Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, Flow, Inbound,
+    LISTENER_ENTRIES, PortKey, Reach, Tuple, Worker, Workload,
     maps::{
-        GENERATION_SLOTS, MAX_ADDRESSES, MAX_APPROVED, MAX_BACKENDS, MAX_DECISIONS, MAX_EXCLUDED_CIDRS,
-        MAX_EXCLUDED_PORTS, MAX_HANDOVERS, MAX_NODE_ADDRESSES, MAX_SLOTS, MAX_WORKERS,
+        ATTEMPTS_BYTES, GENERATION_SLOTS, MAX_ADDRESSES, MAX_APPROVED, MAX_BACKENDS, MAX_DECISIONS, MAX_EXCLUDED_CIDRS,
+        MAX_EXCLUDED_PORTS, MAX_HANDOVERS, MAX_NODE_ADDRESSES, MAX_REACH, MAX_SLOTS, MAX_WORKERS,
     },
 };
+use mesh_ebpf::decide;
 
 #[map]
 pub(crate) static AGENT: Array<Agent> = Array::with_max_entries(1, 0);
@@ -43,6 +44,10 @@ pub(crate) static BACKENDS: LruHashMap<BackendKey, Backend> = LruHashMap::with_m
 pub(crate) static HANDOVERS: LruHashMap<Tuple, Flow> = LruHashMap::with_max_entries(MAX_HANDOVERS, 0);
 #[map]
 pub(crate) static APPROVED: LruHashMap<Tuple, Approval> = LruHashMap::with_max_entries(MAX_APPROVED, 0);
+#[map]
+pub(crate) static REACH: LruHashMap<DecisionKey, Reach> = LruHashMap::with_max_entries(MAX_REACH, 0);
+#[map]
+pub(crate) static ATTEMPTS: RingBuf = RingBuf::with_byte_size(ATTEMPTS_BYTES, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
 #[btf_map]
@@ -150,4 +155,14 @@ pub(crate) unsafe fn words(address: *const Address) -> Address {
             core::ptr::read_volatile(word.add(3)),
         ]
     }
+}
+
+/// Whether a destination answers, as far as is known; 0 is nothing.
+#[inline(always)]
+pub(crate) fn reach(slot: u32, asked: &Endpoint) -> u32 {
+    let key = DecisionKey { slot, port: asked.port, address: asked.address };
+    // SAFETY: copied at once; of a reused entry the worst is one handshake that is held or answered too early.
+    let known = unsafe { REACH.get_ptr(&key).and_then(|r| r.as_ref()).copied() };
+    // SAFETY: a helper without arguments.
+    decide::reach(known, unsafe { bpf_ktime_get_ns() })
 }

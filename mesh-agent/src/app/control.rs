@@ -19,10 +19,10 @@ use super::{
     status::{self, Answers, Watched},
 };
 use crate::{
-    datapath::Datapath,
+    datapath::{Attempt, Datapath},
     model::{Mesh, Reason, Status},
     net::netns,
-    proxy::{Command, WorkerHandle},
+    proxy::{self, Command, Held, WorkerHandle},
 };
 
 /// How often pods and hooks are looked after.
@@ -42,6 +42,7 @@ pub(super) struct Control {
     pub(super) node_addresses: Vec<IpAddr>,
     pub(super) started: Instant,
     pub(super) watched: BTreeMap<crate::model::ObjectName, Watched>,
+    held: Arc<Held>,
     snapshots: watch::Sender<Arc<Mesh>>,
     generations: Vec<u32>,
     answers: Arc<Answers>,
@@ -52,12 +53,13 @@ impl Control {
         options: Options,
         datapath: Datapath,
         workers: Vec<WorkerHandle>,
+        held: Arc<Held>,
         snapshots: watch::Sender<Arc<Mesh>>,
         answers: Arc<Answers>,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let pods = Pods::new(&datapath, options.direct, options.keepalive);
         let generations = datapath.generations();
-        Ok(Self {
+        Self {
             options,
             datapath,
             workers,
@@ -66,10 +68,11 @@ impl Control {
             node_addresses: Vec::new(),
             started: Instant::now(),
             watched: BTreeMap::new(),
+            held,
             snapshots,
             generations,
             answers,
-        })
+        }
     }
 
     /// Runs until a signal, then drains.
@@ -82,6 +85,7 @@ impl Control {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut tend = tokio::time::interval(TEND);
         tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut attempts = self.datapath.attempts()?;
         let mut round = 0_u32;
         let mut next: Option<Instant> = None;
         loop {
@@ -95,6 +99,7 @@ impl Control {
                 biased;
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                waiting = attempts.next() => waiting?.into_iter().for_each(|attempt| self.try_for(attempt)),
                 changed = found.changed() => {
                     changed?;
                     let mesh = Arc::clone(&found.borrow_and_update());
@@ -148,6 +153,15 @@ impl Control {
         }
     }
 
+    /// A connection waits for its destination to answer: its worker finds out.
+    fn try_for(&self, attempt: Attempt) {
+        let Some(pod) = self.pods.enrolled.values().find(|pod| pod.slot.0 == attempt.slot) else { return };
+        let index = attempt.cpu as usize % self.workers.len().max(1);
+        let Some(worker) = self.workers.get(index) else { return };
+        let Attempt { downstream, destination, chosen, .. } = attempt;
+        worker.send(Command::Attempt(Arc::clone(&pod.pod), proxy::Attempt { downstream, destination, chosen }));
+    }
+
     fn look_after(&mut self, round: u32) {
         let mesh = Arc::clone(&self.mesh);
         // Pods that could not be armed are tried again; for the others nothing has changed and nothing is written.
@@ -157,6 +171,7 @@ impl Control {
             self.pods.refresh_addresses(&mut self.datapath, &mesh);
         }
         self.watch_bypasses();
+        self.held.sweep();
     }
 
     /// The node's own addresses: of the namespace that the agent runs in, of its Node object, and those it was told.

@@ -1,21 +1,34 @@
 //! The kernel as the workers see it: the datapath's maps.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
+use nix::time::{ClockId, clock_gettime};
 use tokio::net::TcpStream;
 
 use crate::{
-    datapath::{CachedBackend, CachedWay, WorkerMaps},
+    datapath::{self, CachedBackend, CachedWay, WorkerMaps},
     model::OrigDst,
-    proxy::{Kernel, direct::Cacheable},
+    proxy::{Kernel, Original, Reachable, direct::Cacheable},
 };
 
 /// One worker's handles.
 pub(super) struct KernelMaps(pub(super) WorkerMaps);
 
 impl Kernel for KernelMaps {
-    fn original(&self, downstream: &TcpStream) -> Option<(OrigDst, Option<SocketAddr>)> {
-        self.0.original(downstream).map(|flow| (flow.destination, flow.chosen))
+    fn original(&self, downstream: &TcpStream) -> Option<Original> {
+        let flow = self.0.original(downstream)?;
+        Some(Original { destination: flow.destination, chosen: flow.chosen, held: flow.held })
+    }
+
+    fn set_reach(&mut self, slot: u32, destination: OrigDst, reachable: Reachable, valid: Duration) -> io::Result<()> {
+        let reachable = match reachable {
+            Reachable::Open => datapath::Reachable::Open,
+            Reachable::Refused => datapath::Reachable::Refused,
+            Reachable::Unreachable => datapath::Reachable::Unreachable,
+            Reachable::Unknown => datapath::Reachable::Unknown,
+        };
+        let until = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?) + valid;
+        self.0.set_reach(slot, destination.0, reachable, until.as_nanos() as u64).map_err(io::Error::other)
     }
 
     fn show_client(&mut self, upstream: &socket2::Socket, client: SocketAddr) -> io::Result<()> {

@@ -71,7 +71,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 
     // Then those who will take the connections.
     let (snapshots, for_workers) = watch::channel(Arc::new(Mesh::default()));
-    let workers = start_workers(&options, &datapath, &for_workers)?;
+    let held = Arc::new(proxy::Held::default());
+    let workers = start_workers(&options, &datapath, &held, &for_workers)?;
     datapath.introduce(workers.len() as u32)?;
     datapath.attach()?;
 
@@ -90,7 +91,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let admin = Server::bind(&options.run_dir)?;
         let answers = Arc::new(status::Answers::new(ask, options.set_log_filter.clone()));
         let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
-        let control = control::Control::new(options, datapath, workers, snapshots, answers)?;
+        let control = control::Control::new(options, datapath, workers, held, snapshots, answers);
         tokio::select! {
             result = control.run(mesh, asked) => result,
             end = &mut source => Err(anyhow::anyhow!("reading the manifests ended: {end:?}")),
@@ -103,6 +104,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 fn start_workers(
     options: &Options,
     datapath: &Datapath,
+    held: &Arc<proxy::Held>,
     mesh: &watch::Receiver<Arc<Mesh>>,
 ) -> anyhow::Result<Vec<proxy::WorkerHandle>> {
     let config = proxy::Config {
@@ -114,7 +116,7 @@ fn start_workers(
         .map(|index| {
             let cpu = cpus.get(index % cpus.len().max(1)).copied().unwrap_or(0);
             let kernel = Box::new(kernel::KernelMaps(datapath.worker_maps()?));
-            proxy::spawn(index as u32, cpu, config, kernel, mesh.clone()).context("a worker's thread")
+            proxy::spawn(index as u32, cpu, config, kernel, Arc::clone(held), mesh.clone()).context("a worker's thread")
         })
         .collect()
 }

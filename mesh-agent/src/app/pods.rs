@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::IpAddr,
+    net::{IpAddr, TcpListener},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use crate::{
     datapath::{Datapath, Listeners, Slot, WorkloadConfig},
     model::{Location, Mesh, ObjectName, Problem, Reason, Severity, Workload},
     net::{
-        listen::listen,
+        listen::{limbo, listen},
         netns::{self, Netns},
     },
     proxy::{Command, Pod, PodListeners, WorkerHandle},
@@ -31,6 +31,8 @@ pub(super) struct Enrolled {
     pub(super) slot: Slot,
     pub(super) config: WorkloadConfig,
     pub(super) stage: Stage,
+    /// Where held SYNs go, as long as the listeners are open.
+    limbo: Option<TcpListener>,
     /// What the kernel had counted when this agent took the pod over.
     pub(super) base: Counters,
 }
@@ -154,7 +156,15 @@ impl Pods {
         }
         datapath.arm(slot, pod.netns.file(), &config)?;
         tracing::info!(pod = %workload.name, netns = %path.display(), slot = slot.0, mode = ?config.mode, "armed");
-        let enrolled = Enrolled { pod, cookie: found.cookie, slot, config, stage: Stage::Armed, base };
+        let enrolled = Enrolled {
+            pod,
+            cookie: found.cookie,
+            slot,
+            config,
+            stage: Stage::Armed,
+            limbo: Some(listeners.limbo),
+            base,
+        };
         self.enrolled.insert(workload.name.clone(), enrolled);
         Ok(())
     }
@@ -232,6 +242,7 @@ impl Pods {
                     for worker in workers {
                         worker.send(Command::Abort(Arc::clone(&pod.pod), Reason::WorkloadGone));
                     }
+                    pod.limbo = None;
                     pod.stage = Stage::Closed;
                 }
                 Stage::Settling(until) if until <= now => {
@@ -241,6 +252,7 @@ impl Pods {
                     for worker in workers {
                         worker.send(Command::Close(Arc::clone(&pod.pod)));
                     }
+                    pod.limbo = None;
                     pod.stage = Stage::Closed;
                 }
                 _ => {}
@@ -293,7 +305,7 @@ struct Found {
 
 fn inspect(workers: usize, keepalive: Duration) -> io::Result<Found> {
     let make = |port| (0..workers).map(|_| listen(port, keepalive)).collect::<io::Result<Vec<_>>>();
-    let listeners = Listeners { outbound: make(OUTBOUND_PORT)?, inbound: make(INBOUND_PORT)? };
+    let listeners = Listeners { outbound: make(OUTBOUND_PORT)?, inbound: make(INBOUND_PORT)?, limbo: limbo()? };
     Ok(Found { cookie: netns::cookie()?, addresses: netns::addresses()?, listeners })
 }
 

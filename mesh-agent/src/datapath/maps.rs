@@ -11,7 +11,8 @@ use aya::{
 };
 use mesh_common::{
     Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, FLOW_OUTBOUND,
-    FLOW_UPSTREAM, Flow, Inbound, PortKey, Tuple, WAY_DIRECT, WAY_RELAY, WAY_SERVICE, Worker, Workload,
+    FLOW_UPSTREAM, Flow, Inbound, PortKey, REACH_OPEN, REACH_REFUSED, REACH_UNREACHABLE, Reach, Tuple, WAY_DIRECT,
+    WAY_RELAY, WAY_SERVICE, Worker, Workload,
 };
 
 use super::{Error, Pins};
@@ -83,6 +84,21 @@ pub struct OriginalFlow {
     pub destination: OrigDst,
     /// The backend that the connect hook has drawn already, if any.
     pub chosen: Option<SocketAddr>,
+    /// Whether its handshake was held until the destination had answered.
+    pub held: bool,
+}
+
+/// Whether a destination answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reachable {
+    /// It does.
+    Open,
+    /// It refuses.
+    Refused,
+    /// There is no way to it.
+    Unreachable,
+    /// Nobody knows (any more).
+    Unknown,
 }
 
 /// How a destination is to be reached without the agent.
@@ -113,6 +129,7 @@ pub struct WorkerMaps {
     flows: SkStorage<MapData, Flow>,
     decisions: HashMap<MapData, DecisionKey, Decision>,
     backends: HashMap<MapData, BackendKey, Backend>,
+    reach: HashMap<MapData, DecisionKey, Reach>,
     workers: Array<MapData, Worker>,
 }
 
@@ -122,6 +139,7 @@ impl WorkerMaps {
             flows: open(pins, "FLOWS")?,
             decisions: open(pins, "DECISIONS")?,
             backends: open(pins, "BACKENDS")?,
+            reach: open(pins, "REACH")?,
             workers: open(pins, "WORKERS")?,
         })
     }
@@ -132,7 +150,11 @@ impl WorkerMaps {
         if flow.kind != FLOW_OUTBOUND {
             return None;
         }
-        Some(OriginalFlow { destination: OrigDst(socket_address(&flow.original)), chosen: known(&flow.chosen) })
+        Some(OriginalFlow {
+            destination: OrigDst(socket_address(&flow.original)),
+            chosen: known(&flow.chosen),
+            held: flow.held != 0,
+        })
     }
 
     /// Lets the app at the other end of `socket`, not connected yet, see `client` as its peer.
@@ -163,6 +185,25 @@ impl WorkerMaps {
         Ok(self.decisions.insert(DecisionKey { slot, port: asked.port, address: asked.address }, decision, 0)?)
     }
 
+    /// Says whether `destination` answers the source in `slot`, for as long as `until_ns` (CLOCK_MONOTONIC).
+    pub fn set_reach(
+        &mut self,
+        slot: u32,
+        destination: SocketAddr,
+        reachable: Reachable,
+        until_ns: u64,
+    ) -> Result<(), Error> {
+        let asked = endpoint(destination);
+        let key = DecisionKey { slot, port: asked.port, address: asked.address };
+        let state = match reachable {
+            Reachable::Open => REACH_OPEN,
+            Reachable::Refused => REACH_REFUSED,
+            Reachable::Unreachable => REACH_UNREACHABLE,
+            Reachable::Unknown => 0,
+        };
+        Ok(self.reach.insert(key, Reach { until_ns, state, reserved: 0 }, 0)?)
+    }
+
     /// Says that worker `index` lives, and how late its loop ran. `None`: it takes no more connections.
     pub fn beat(&mut self, index: u32, beat: Option<(u64, u64)>) -> Result<(), Error> {
         let (beat_ns, lag_ns) = beat.unwrap_or_default();
@@ -174,11 +215,11 @@ fn endpoint(address: SocketAddr) -> Endpoint {
     Endpoint { address: address::words(address.ip()), port: address.port().into() }
 }
 
-fn socket_address(endpoint: &Endpoint) -> SocketAddr {
+pub(super) fn socket_address(endpoint: &Endpoint) -> SocketAddr {
     SocketAddr::new(address::from_words(endpoint.address), endpoint.port as u16)
 }
 
-fn known(endpoint: &Endpoint) -> Option<SocketAddr> {
+pub(super) fn known(endpoint: &Endpoint) -> Option<SocketAddr> {
     (endpoint.port != 0).then(|| socket_address(endpoint))
 }
 

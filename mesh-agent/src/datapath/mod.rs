@@ -1,6 +1,7 @@
 //! The kernel side: load, attach, pin, maps. The only user of aya.
 
 mod attach;
+mod attempts;
 mod cleanup;
 mod counters;
 mod error;
@@ -18,9 +19,10 @@ use aya::{
 };
 use mesh_common::{ABI_VERSION, Agent};
 
+pub use attempts::{Attempt, Attempts};
 pub use cleanup::cleanup;
 pub use error::Error;
-pub use maps::{CachedBackend, CachedWay, OriginalFlow, WorkerMaps};
+pub use maps::{CachedBackend, CachedWay, OriginalFlow, Reachable, WorkerMaps};
 pub use object::object_built;
 pub use pins::Pins;
 pub use workload::{Listeners, Slot, WorkloadConfig};
@@ -128,6 +130,11 @@ impl Datapath {
     /// Handles of the maps for one worker.
     pub fn worker_maps(&self) -> Result<WorkerMaps, Error> {
         WorkerMaps::open(&self.pins)
+    }
+
+    /// Connections that wait for the agent. Needs a tokio runtime.
+    pub fn attempts(&self) -> Result<Attempts, Error> {
+        Attempts::open(&self.pins)
     }
 
     /// What the programs log, for a task that forwards it to tracing.

@@ -10,7 +10,7 @@ use aya::maps::lpm_trie::Key;
 use ipnet::IpNet;
 use mesh_common::{
     Address, CIDR_PREFIX, CidrKey, Counters, FLOW_LISTENER_INBOUND, FLOW_LISTENER_OUTBOUND, Flow, INBOUND, Inbound,
-    OUTBOUND, PortKey, WORKLOAD_ARMED, WORKLOAD_DIRECT, WORKLOAD_EXCLUDES_INBOUND_CIDRS,
+    LIMBO, OUTBOUND, PortKey, WORKLOAD_ARMED, WORKLOAD_DIRECT, WORKLOAD_EXCLUDES_INBOUND_CIDRS,
     WORKLOAD_EXCLUDES_INBOUND_PORTS, WORKLOAD_EXCLUDES_OUTBOUND_CIDRS, WORKLOAD_EXCLUDES_OUTBOUND_PORTS,
     WORKLOAD_STRICT, Workload, generation_slot, listener_index,
     maps::{GENERATION_SLOTS, MAX_SLOTS},
@@ -30,6 +30,8 @@ pub struct Listeners {
     pub outbound: Vec<TcpListener>,
     /// Inbound, by worker.
     pub inbound: Vec<TcpListener>,
+    /// Where the SYNs of held connections meet silence.
+    pub limbo: TcpListener,
 }
 
 /// What the kernel is told of a workload.
@@ -99,7 +101,7 @@ impl Datapath {
                 self.maps.listeners.set(listener_index(slot.0, direction, worker), socket, 0)?;
             }
         }
-        Ok(())
+        Ok(self.maps.listeners.set(listener_index(slot.0, LIMBO, 0), &listeners.limbo, 0)?)
     }
 
     /// Arms a workload, or changes an armed one: exclusions, then inbound, then outbound.
@@ -136,7 +138,7 @@ impl Datapath {
     pub fn forget(&mut self, slot: Slot, cookie: u64) -> Result<(), Error> {
         unpin(&self.pins.netns_link(cookie))?;
         for worker in 0..mesh_common::maps::MAX_WORKERS {
-            for direction in [OUTBOUND, INBOUND] {
+            for direction in [OUTBOUND, INBOUND, LIMBO] {
                 // Empty entries and closed sockets answer with an error that says nothing.
                 let _ = self.maps.listeners.clear_index(&listener_index(slot.0, direction, worker));
             }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockAddr, SockFilter, Socket, TcpKeepalive, Type};
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -30,6 +30,21 @@ pub fn listen(port: u16, keepalive: Duration) -> io::Result<TcpListener> {
     prepare(&socket, keepalive)?;
     bind(&socket, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
     start(socket)
+}
+
+/// A listener that neither answers nor refuses: its filter drops every packet before TCP sees it.
+pub fn limbo() -> io::Result<TcpListener> {
+    let socket = match dual_stack() {
+        Ok(socket) => socket,
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            Socket::new(Domain::IPV4, Type::STREAM, None)?
+        }
+        Err(error) => return Err(error),
+    };
+    // BPF_RET | BPF_K with 0: keep no byte of the packet (bpf(4), Documentation/networking/filter.rst).
+    socket.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)])?;
+    socket.listen(1)?;
+    Ok(socket.into())
 }
 
 fn dual_stack() -> io::Result<Socket> {

@@ -2,8 +2,10 @@
 //! `outbound.rs` and `inbound.rs`.
 
 mod accept;
+mod attempt;
 pub mod direct;
 mod error;
+mod held;
 mod inbound;
 mod outbound;
 mod pod;
@@ -13,7 +15,9 @@ mod upstream;
 mod worker;
 
 pub use accept::Accepted;
+pub use attempt::Attempt;
 pub use error::{Error, Retry};
+pub use held::Held;
 pub use pod::{Pod, PodListeners};
-pub use seams::Kernel;
+pub use seams::{Kernel, Original, Reachable};
 pub use worker::{Command, Config, Worker, WorkerHandle, spawn};

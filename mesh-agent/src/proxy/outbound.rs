@@ -14,44 +14,48 @@ use crate::{
 /// Serves one connection; it ends in exactly one record.
 pub(super) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
     let mut record = worker.open(&pod, Direction::Outbound, accepted.peer);
+    let peer = accepted.peer;
     let mut sockets = upstream::Sockets::new(accepted.socket);
-    let result = run(&worker, &pod, &mut sockets, &mut record).await;
+    let result = run(&worker, &pod, peer, &mut sockets, &mut record).await;
     worker.end(record, sockets, result);
 }
 
 async fn run(
     worker: &Worker,
     pod: &Pod,
+    peer: SocketAddr,
     sockets: &mut upstream::Sockets,
     record: &mut Connection,
 ) -> Result<(), Error> {
     // What did the app ask for? Without an answer nothing is guessed.
-    let (destination, drawn) =
-        worker.kernel.borrow().original(&sockets.downstream).ok_or(Error::NoOriginalDestination)?;
+    let original = worker.kernel.borrow().original(&sockets.downstream).ok_or(Error::NoOriginalDestination)?;
+    let destination = original.destination;
     record.original = Some(destination.0);
 
-    // Where does that lead, and may it? All on one snapshot.
-    let endpoint = {
-        let mesh = worker.mesh();
-        let endpoint = decide(worker, &mesh, pod, destination, drawn)?;
-        remember(worker, &mesh, pod, destination);
-        endpoint
+    // Connect from the pod's own namespace, unless that was done before the app's handshake was let go on.
+    let early = if original.held { worker.held.claim((pod.slot, peer)).await } else { None };
+    let upstream = match early {
+        Some(early) => upstream::adopt(early?)?,
+        None => {
+            // Where does it lead, and may it?
+            let endpoint = decide(worker, pod, destination, original.chosen)?;
+            record.upstream = Some(endpoint.0);
+            let result = upstream::connect(worker, pod, endpoint).await;
+            worker.learn(pod, destination, &result);
+            result?
+        }
     };
-    record.upstream = Some(endpoint.0);
-
-    // Connect from the pod's own namespace and relay.
-    let upstream = upstream::connect(worker, pod, endpoint).await?;
     relay::run(&sockets.downstream, sockets.upstream.insert(upstream), record).await
 }
 
-/// Route, balance, policy.
-fn decide(
+/// Route, balance, policy, all on one snapshot. Where it may, the next one goes direct.
+pub(super) fn decide(
     worker: &Worker,
-    mesh: &Mesh,
     pod: &Pod,
     destination: OrigDst,
     drawn: Option<SocketAddr>,
 ) -> Result<UpstreamAddr, Error> {
+    let mesh = &worker.mesh();
     let (upstream, target) = match route::select(mesh, destination).map_err(Error::Route)? {
         Route::Passthrough(upstream) => (upstream, None),
         Route::Workload { workload, upstream } => (upstream, Some(workload)),
@@ -63,6 +67,7 @@ fn decide(
     if let (Some(source), Some(target)) = (mesh.workloads.get(&pod.name), target) {
         policy::authorize(source, &target).map_err(Error::Refused)?;
     }
+    remember(worker, mesh, pod, destination);
     Ok(upstream)
 }
 
@@ -73,7 +78,7 @@ fn pick(endpoints: &[Endpoint], drawn: Option<SocketAddr>, random: u32) -> Optio
         .or_else(|| balance::pick(endpoints, random))
 }
 
-/// Lets the next one go direct, where it may.
+/// Lets the kernel answer the next time, where it may.
 fn remember(worker: &Worker, mesh: &Mesh, pod: &Pod, destination: OrigDst) {
     if !worker.config.direct {
         return;

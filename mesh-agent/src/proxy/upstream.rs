@@ -48,6 +48,11 @@ pub(super) async fn connect(worker: &Worker, pod: &Pod, to: UpstreamAddr) -> Res
     connecting.established(options.timeout).await.map_err(Error::Connect)
 }
 
+/// Takes over a connection that was made elsewhere.
+pub(super) fn adopt(stream: std::net::TcpStream) -> Result<TcpStream, Error> {
+    TcpStream::from_std(stream).map_err(Error::Connect)
+}
+
 /// Connects within the pod to its app.
 pub(super) async fn connect_to_app(
     worker: &Worker,

@@ -9,7 +9,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mesh_common::WORKER_BEAT_MS;
@@ -24,12 +24,20 @@ use tokio::{
     task::{AbortHandle, LocalSet, spawn_local},
 };
 
-use super::{Error, Kernel, Pod, PodListeners, accept, direct::Backend, upstream::Sockets};
+use super::{
+    Attempt, Error, Held, Kernel, Pod, PodListeners, Reachable, accept,
+    attempt::{self, OPEN_FOR},
+    direct::Backend,
+    upstream::Sockets,
+};
 use crate::{
-    model::{Mesh, Reason},
+    model::{Mesh, OrigDst, Reason},
     net::connect,
     telemetry::{Connection, Direction, WorkerCounters},
 };
+
+/// Destinations whose last answer a worker remembers; beyond that it asks the kernel to remember them anew.
+const MAX_ANSWERED: usize = 4096;
 
 /// What workers are told at their start.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +52,8 @@ pub struct Config {
 pub enum Command {
     /// A pod is about to be armed.
     Add(Arc<Pod>, PodListeners),
+    /// A connection waits for its destination to answer.
+    Attempt(Arc<Pod>, Attempt),
     /// A pod was disarmed; nothing more comes to its listeners.
     Close(Arc<Pod>),
     /// A pod's namespace is gone: its connections end with this reason.
@@ -80,6 +90,10 @@ pub struct Worker {
     pub(super) config: Config,
     pub(super) kernel: RefCell<Box<dyn Kernel>>,
     pub(super) counters: Arc<WorkerCounters>,
+    /// Upstream connections that wait for their downstream.
+    pub(super) held: Arc<Held>,
+    /// Since when destinations are known to answer, by slot.
+    answered: RefCell<HashMap<(u32, OrigDst), Instant>>,
     /// Scratch space of the outbound spine.
     pub(super) backends: RefCell<Vec<Backend>>,
     mesh: RefCell<Arc<Mesh>>,
@@ -110,6 +124,7 @@ pub fn spawn(
     cpu: usize,
     config: Config,
     kernel: Box<dyn Kernel + Send>,
+    held: Arc<Held>,
     mesh: watch::Receiver<Arc<Mesh>>,
 ) -> io::Result<WorkerHandle> {
     let counters = Arc::new(WorkerCounters::new(cpu as u32));
@@ -123,6 +138,8 @@ pub fn spawn(
             config,
             kernel: RefCell::new(kernel),
             counters: own,
+            held,
+            answered: RefCell::default(),
             backends: RefCell::default(),
             mesh: RefCell::new(Arc::clone(&mesh.borrow())),
             random: Cell::new(u64::from(index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
@@ -152,6 +169,9 @@ impl Worker {
                 Ok(()) = mesh.changed() => *self.mesh.borrow_mut() = Arc::clone(&mesh.borrow_and_update()),
                 command = commands.recv() => match command {
                     Some(Command::Add(pod, listeners)) => self.add(&pod, listeners),
+                    Some(Command::Attempt(pod, attempt)) => {
+                        self.serve(&pod, attempt::run(Rc::clone(&self), Arc::clone(&pod), attempt));
+                    }
                     Some(Command::Close(pod)) => self.close(&pod),
                     Some(Command::Abort(pod, reason)) => self.abort(pod.slot, reason),
                     Some(Command::Drain(drained)) => {
@@ -206,6 +226,46 @@ impl Worker {
                 drop(sockets);
                 record.finish(error.reason());
             }
+        }
+    }
+
+    /// Counts a connection that was never accepted, because its destination did not answer.
+    pub(super) fn refused(&self, pod: &Pod, peer: SocketAddr, destination: OrigDst, error: &Error) {
+        if let Some(counters) = pod.counters.get(self.index as usize) {
+            counters.outbound.failed.add(1);
+        }
+        let reason = error.reason();
+        self.counters.ended(reason);
+        tracing::debug!(target: "access", direction = "outbound", workload = %pod.name, downstream = %peer,
+            original = %destination, reason = reason.code(), %error, "connection refused");
+    }
+
+    /// Tells the kernel whether a destination answers.
+    pub(super) fn set_reach(&self, pod: &Pod, destination: OrigDst, reachable: Reachable, valid: Duration) {
+        let mut answered = self.answered.borrow_mut();
+        if reachable == Reachable::Open {
+            if answered.len() >= MAX_ANSWERED {
+                answered.clear();
+            }
+            answered.insert((pod.slot, destination), Instant::now());
+        } else {
+            answered.remove(&(pod.slot, destination));
+        }
+        if let Err(error) = self.kernel.borrow_mut().set_reach(pod.slot, destination, reachable, valid) {
+            tracing::debug!(pod = %pod.name, %destination, %error, "whether it answers is not remembered");
+        }
+    }
+
+    /// Learns from a connection that was not held; writes only what the kernel does not know.
+    pub(super) fn learn<T>(&self, pod: &Pod, destination: OrigDst, result: &Result<T, Error>) {
+        match result {
+            Ok(_) => {
+                let fresh = |since: &Instant| since.elapsed() < OPEN_FOR / 4;
+                if !self.answered.borrow().get(&(pod.slot, destination)).is_some_and(fresh) {
+                    self.set_reach(pod, destination, Reachable::Open, OPEN_FOR);
+                }
+            }
+            Err(_) => self.set_reach(pod, destination, Reachable::Unknown, Duration::ZERO),
         }
     }
 

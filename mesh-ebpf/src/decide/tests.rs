@@ -1,4 +1,4 @@
-use mesh_common::{FLOW_DIRECT, FLOW_REDIRECTED, slot_of_loopback};
+use mesh_common::{FLOW_DIRECT, FLOW_REDIRECTED, REACH_OPEN, slot_of_loopback};
 
 use super::*;
 
@@ -144,4 +144,21 @@ fn a_flow_answers_only_for_the_peer_it_was_made_for() {
     assert!(speaks_of(&flow, &v4(127, 1, 1, 5), 15001));
     assert!(!speaks_of(&flow, &v4(127, 1, 1, 6), 15001));
     assert!(!speaks_of(&flow, &v4(127, 1, 1, 5), 15002));
+}
+
+#[test]
+fn what_is_known_of_a_destination_expires() {
+    let open = Reach { until_ns: 100, state: REACH_OPEN, reserved: 0 };
+    assert_eq!(reach(Some(open), 99), REACH_OPEN);
+    assert_eq!(reach(Some(open), 100), 0);
+    assert_eq!(reach(None, 1), 0);
+}
+
+#[test]
+fn a_held_connection_is_tried_as_long_as_linux_would() {
+    assert_eq!(syn_patience_ms(6), 127_000);
+    assert_eq!(syn_patience_ms(2), 7_000);
+    assert_eq!(syn_patience_ms(1), 3_000);
+    assert_eq!(syn_patience_ms(0), 1_000);
+    assert_eq!(syn_patience_ms(127), 127_000);
 }

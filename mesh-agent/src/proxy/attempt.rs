@@ -1,0 +1,51 @@
+//! Held connections: the app's handshake waits until its destination has answered, so that the app sees what it would
+//! see without the mesh: success, ECONNREFUSED, or silence until it gives up.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use super::{Error, Pod, Reachable, Worker, outbound, upstream};
+use crate::model::{OrigDst, Reason};
+
+/// How long it is taken for granted that a destination answers, counted from its last answer. When that proves wrong, one
+/// connection is reset instead of refused.
+pub(super) const OPEN_FOR: Duration = Duration::from_secs(60);
+/// How long it is taken for granted that it does not: long enough for the repeated SYNs of those who wait.
+const CLOSED_FOR: Duration = Duration::from_millis(150);
+
+/// A connection that waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// The app's end.
+    pub downstream: SocketAddr,
+    /// What the app asked for.
+    pub destination: OrigDst,
+    /// The backend that was drawn for it already, if any.
+    pub chosen: Option<SocketAddr>,
+}
+
+/// Finds out whether the destination answers. The upstream connection that shows it is kept for the app's.
+pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, attempt: Attempt) {
+    let key = (pod.slot, attempt.downstream);
+    if !worker.held.begin(key) {
+        return;
+    }
+    let result = connect(&worker, &pod, attempt).await;
+    let (reachable, valid) = match result.as_ref().map_err(Error::reason) {
+        Ok(_) => (Reachable::Open, OPEN_FOR),
+        Err(Reason::UpstreamUnreachable) => (Reachable::Unreachable, CLOSED_FOR),
+        // Silence is answered with silence.
+        Err(Reason::UpstreamTimeout) => (Reachable::Unknown, Duration::ZERO),
+        Err(_) => (Reachable::Refused, CLOSED_FOR),
+    };
+    if let Err(error) = &result {
+        worker.refused(&pod, attempt.downstream, attempt.destination, error);
+    }
+    // Kept before the kernel lets the app's handshake go on.
+    worker.held.finish(key, result.and_then(|stream| stream.into_std().map_err(Error::Connect)));
+    worker.set_reach(&pod, attempt.destination, reachable, valid);
+}
+
+async fn connect(worker: &Worker, pod: &Pod, attempt: Attempt) -> Result<tokio::net::TcpStream, Error> {
+    let endpoint = outbound::decide(worker, pod, attempt.destination, attempt.chosen)?;
+    upstream::connect(worker, pod, endpoint).await
+}
