@@ -17,7 +17,7 @@ const EDGES: [(&str, &[&str]); 12] = [
     ("net", &["model", "sys"]),
     ("telemetry", &["model"]),
     ("datapath", &["model", "sys"]),
-    ("discovery", &["balance", "model"]),
+    ("discovery", &["balance", "model", "sys"]),
     ("proxy", &["balance", "model", "net", "policy", "route", "sys", "telemetry"]),
     ("admin", &["model"]),
     ("cli", &["admin", "app", "datapath", "discovery", "model", "net"]),
