@@ -53,10 +53,11 @@ pub(crate) struct Args {
 /// # Errors
 /// Something does not start, or a request failed while the mesh was switched.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    interrupt::watch()?;
     let seconds = Duration::try_from_secs_f64(args.seconds).context("--seconds")?;
-    let workspace = Workspace::create("demo")?;
+    lab::require_root("demo")?;
     let binaries = lab::build(args.agent.is_none())?;
+    interrupt::watch()?;
+    let workspace = Workspace::create("demo")?;
     let agent = args.agent.clone().unwrap_or_else(|| binaries.join("mesh-agent"));
     let accounts = Accounts::create(&format!("mesh-demo-{}", std::process::id()))?;
     let stage = Stage::set(workspace, accounts, binaries.join("mesh-load"), agent)?;

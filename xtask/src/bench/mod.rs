@@ -77,7 +77,6 @@ pub(crate) struct Args {
 /// # Errors
 /// An option is wrong, something is missing (the message has the remedy), or a configuration failed.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    interrupt::watch()?;
     let configs = args.configs.iter().map(|name| Config::parse(name, &args.hooks)).collect::<Result<Vec<_>>>()?;
     let only = Selection::parse(&args.only)?;
     let rig = prepare(args, &configs)?;
@@ -100,11 +99,11 @@ fn prepare(args: &Args, configs: &[Config]) -> Result<Rig> {
         bail!("--pods must be between 2 and {}", topology::MAX_PODS);
     }
     let meshed = configs.iter().any(Config::is_mesh);
-    let workspace = Workspace::create("bench")?;
+    lab::require_root("bench")?;
+    configs.iter().try_for_each(Config::require)?;
     let binaries = lab::build(meshed && args.agent.is_none())?;
-    for config in configs {
-        config.require(workspace.path())?;
-    }
+    interrupt::watch()?;
+    let workspace = Workspace::create("bench")?;
     Ok(Rig {
         accounts: Accounts::create("mesh-bench")?,
         tool: binaries.join("mesh-load"),

@@ -1,7 +1,8 @@
 //! Ctrl-C: noted, so that what was made is unmade on the way out.
 
 use std::{
-    fmt,
+    fmt, io,
+    process::{Child, Command},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -24,12 +25,12 @@ impl fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 /// From now on SIGINT, SIGTERM and SIGHUP are noted; a second one ends the process at once. To be called before any
-/// other thread is made. Children start with no signal blocked: std sees to that.
+/// other thread is made. Children would be deaf to these signals: [`spawn`] those that live long.
 ///
 /// # Errors
 /// The system refuses.
 pub(crate) fn watch() -> Result<()> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    let signals = signals();
     signals.thread_block().context("cannot block signals")?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         if signals.wait().is_ok() {
@@ -41,6 +42,22 @@ pub(crate) fn watch() -> Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Starts a child that hears signals: it inherits which ones are blocked. A signal that comes to us in the moment of the
+/// start ends us at once; the next run removes what is left.
+///
+/// # Errors
+/// It can't be started.
+pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
+    signals().thread_unblock()?;
+    let child = command.spawn();
+    signals().thread_block()?;
+    child
+}
+
+fn signals() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
 }
 
 /// Fails once a signal has come.

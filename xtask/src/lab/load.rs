@@ -56,14 +56,9 @@ impl Client {
     /// # Errors
     /// It can't be started.
     pub(crate) fn start(launch: &Launch<'_>, tool: &Path, args: &[String]) -> Result<Self> {
-        let mut child = launch
-            .command(tool)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", tool.display()))?;
+        let mut command = launch.command(tool);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = interrupt::spawn(&mut command).with_context(|| format!("cannot start {}", tool.display()))?;
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
         Ok(Self { child, stdin, stdout })

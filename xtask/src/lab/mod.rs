@@ -39,11 +39,8 @@ impl Workspace {
     /// Makes or cleans it.
     ///
     /// # Errors
-    /// Not root, or another run is under way.
+    /// Another run is under way.
     pub(crate) fn create(name: &str) -> Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            bail!("cargo xtask {name} makes network namespaces and loads eBPF: run it as root");
-        }
         let path = root().join("target").join(name);
         fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         let lock = fs::File::create(path.join("lock"))?;
@@ -82,6 +79,17 @@ impl Drop for Workspace {
     fn drop(&mut self) {
         let _gone = umount2(&self.bpffs, MntFlags::MNT_DETACH);
     }
+}
+
+/// Fails unless we are root.
+///
+/// # Errors
+/// We are not.
+pub(crate) fn require_root(verb: &str) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("cargo xtask {verb} makes network namespaces and loads eBPF: run it as root");
+    }
+    Ok(())
 }
 
 /// Builds release binaries, all in one call so that they share their dependencies, and returns the folder they are in.

@@ -17,7 +17,7 @@ use nix::{
 
 use super::{
     accounts::{Accounts, Role},
-    network, pause,
+    interrupt, network, pause,
 };
 
 /// How a process is to be started.
@@ -71,13 +71,9 @@ impl<'a> Launch<'a> {
         log: PathBuf,
     ) -> Result<Process> {
         let file = File::create(&log).with_context(|| log.display().to_string())?;
-        let child = self
-            .command(program)
-            .args(args)
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
+        let mut command = self.command(program);
+        command.args(args).stdout(file.try_clone()?).stderr(file);
+        let child = interrupt::spawn(&mut command).with_context(|| format!("cannot start {}", program.display()))?;
         Ok(Process { child, log })
     }
 }

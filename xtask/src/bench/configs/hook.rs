@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{bench::rig::Rig, command::output, lab::accounts::Role};
+use crate::{
+    bench::rig::Rig,
+    command::output,
+    lab::{accounts::Role, interrupt},
+};
 
 /// The executable of that name in one of the folders.
 pub(super) fn find(name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
@@ -35,7 +39,9 @@ impl Hook {
         // Not captured: a server that the hook leaves in the background would hold the pipe open.
         let log = rig.workspace.path().join("hook.log");
         let file = std::fs::File::create(&log)?;
-        let status = Command::new(path).arg("up").stdout(file.try_clone()?).stderr(file).status()?;
+        let mut up = Command::new(path);
+        up.arg("up").stdout(file.try_clone()?).stderr(file);
+        let status = interrupt::spawn(&mut up).with_context(|| path.display().to_string())?.wait()?;
         if !status.success() {
             bail!("{} up: {status}, see {}", path.display(), log.display());
         }

@@ -5,10 +5,7 @@ mod haproxy;
 mod hook;
 mod mesh;
 
-use std::{
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-};
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -80,9 +77,9 @@ impl Config {
     ///
     /// # Errors
     /// Something is missing: the message has the remedy.
-    pub(super) fn require(&self, folder: &Path) -> Result<()> {
+    pub(super) fn require(&self) -> Result<()> {
         match &self.kind {
-            Kind::Envoy(_) => envoy::require(folder),
+            Kind::Envoy(_) => envoy::require(),
             Kind::Haproxy => haproxy::require().map(|_| ()),
             Kind::Direct | Kind::DirectCross | Kind::Mesh(_) | Kind::Hook(_) => Ok(()),
         }
