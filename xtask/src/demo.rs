@@ -15,7 +15,7 @@ use crate::{
     lab::{
         self, Workspace,
         accounts::{Accounts, Role},
-        agent::{Agent, NODE},
+        agent::{Agent, DISABLED, ENABLED, NODE},
         interrupt,
         load::{self, Answer, Client},
         manifests::{Manifests, Pod},
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     step("starting mesh-agent; the namespace is not enrolled yet");
     let running = stage.agent(true)?;
-    running.await_pods("off")?;
+    running.await_pods(&DISABLED)?;
     println!("\nmesh-agent status, before:\n{}", running.table()?);
     let toggled = stage.toggle(&running, args.toggles)?;
     step("measuring in the mesh, connected directly");
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     step("measuring in the mesh, every byte through the agent (--direct=off)");
     let running = stage.agent(false)?;
-    running.await_pods("armed")?;
+    running.await_pods(&ENABLED)?;
     costs.push(("meshed, relayed", stage.cost(seconds)?));
     drop(running);
 
@@ -192,7 +192,7 @@ impl Stage {
             let on = round % 2 == 0;
             let start = Instant::now();
             self.manifests.enroll(on)?;
-            let took = agent.await_pods(if on { "armed" } else { "off" })?.duration_since(start);
+            let took = agent.await_pods(if on { &ENABLED } else { &DISABLED })?.duration_since(start);
             eprintln!(
                 "    {NAMESPACE} {}: in force after {} ms",
                 if on { "enabled " } else { "disabled" },

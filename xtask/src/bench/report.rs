@@ -60,6 +60,8 @@ impl Report {
     fn row<'a>(&'a self, config: &'a str, baseline: &str, metric: &'a str) -> Option<Row<'a>> {
         let values = self.values.get(&(config.to_owned(), metric.to_owned()))?;
         let median = median(values)?;
+        // How busy the machine was with other things is not a property of a configuration.
+        let baseline = if unit(metric) == "CPUs" { "" } else { baseline };
         let base = self.values.get(&(baseline.to_owned(), metric.to_owned())).and_then(|values| self::median(values));
         Some(Row {
             config,

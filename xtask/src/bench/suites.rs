@@ -128,6 +128,9 @@ pub(super) fn run(
     if only.runs("hold") && loaded.processes > 0 {
         suite.hold(&mut figures, &memory)?;
     }
+    let noise =
+        figures.0.iter().filter(|(metric, _)| unit(metric) == "CPUs").map(|(_, value)| *value).fold(0.0, f64::max);
+    eprintln!("  CPUs busy with other work: up to {noise:.2}");
     figures.0.retain(|(metric, _)| only.reports(metric));
     Ok(figures)
 }

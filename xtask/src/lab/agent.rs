@@ -17,6 +17,11 @@ use super::{
 };
 use crate::command::{output, show};
 
+/// States in which the mesh does not touch what a pod opens: the agent may have relayed connections to carry on with.
+pub(crate) const DISABLED: [&str; 2] = ["off", "draining"];
+/// The state in which it is captured.
+pub(crate) const ENABLED: [&str; 1] = ["armed"];
+
 /// The node that it is told to be.
 pub(crate) const NODE: &str = "node-1";
 
@@ -125,16 +130,16 @@ impl Agent {
         serde_json::from_str(&text).with_context(|| format!("mesh-agent status said: {text}"))
     }
 
-    /// Waits until every pod is in `state`, and returns when that was seen.
+    /// Waits until every pod is in one of these states, and returns when that was seen.
     ///
     /// # Errors
     /// Not within ten seconds.
-    pub(crate) fn await_pods(&self, state: &str) -> Result<Instant> {
+    pub(crate) fn await_pods(&self, states: &[&str]) -> Result<Instant> {
         let mut seen = String::new();
-        poll(&format!("pods {state}"), Duration::from_secs(10), || {
+        poll(&format!("pods {}", states.join(" or ")), Duration::from_secs(10), || {
             let pods = self.status()?.pods;
             seen = pods.iter().map(|pod| format!("{} {}", pod.name.name, pod.state)).collect::<Vec<_>>().join(", ");
-            Ok((!pods.is_empty() && pods.iter().all(|pod| pod.state == state)).then(Instant::now))
+            Ok((!pods.is_empty() && pods.iter().all(|pod| states.contains(&pod.state.as_str()))).then(Instant::now))
         })
         .with_context(|| format!("pods: {seen}\n{}", self.process.last_words()))
     }

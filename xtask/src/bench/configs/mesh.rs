@@ -4,7 +4,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     bench::{rig::Rig, topology::Topology},
-    lab::{accounts::Role, agent::Agent, manifests::Manifests},
+    lab::{
+        accounts::Role,
+        agent::{Agent, DISABLED, ENABLED},
+        manifests::Manifests,
+    },
 };
 
 /// How connections are to go.
@@ -35,7 +39,7 @@ impl Mesh {
         let netns = topology.netns("n1");
         let launch = rig.launch(&netns, Role::Proxy);
         let agent = Agent::start(&launch, &rig.workspace, rig.agent.clone(), &manifests, way != Way::Relay)?;
-        agent.await_pods(if way == Way::Off { "off" } else { "armed" })?;
+        agent.await_pods(if way == Way::Off { &DISABLED } else { &ENABLED })?;
         Ok(Self { way, agent })
     }
 
