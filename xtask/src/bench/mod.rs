@@ -162,10 +162,7 @@ fn headline(figures: &Figures) -> String {
     const SHOWN: [&str; 7] =
         ["http.c1.p50", "http.c64.rps", "http.c64.proxy_us_req", "conn.cps", "bulk.gbit", "pp1.p50", "hold.kb_conn"];
     let shown = figures.0.iter().filter(|(metric, _)| SHOWN.contains(&metric.as_str()));
-    let noise =
-        figures.0.iter().filter(|(metric, _)| metric.rsplit('.').next() == Some("noise")).map(|(_, value)| *value);
-    let mut words: Vec<_> = shown.map(|(metric, value)| format!("{metric} {value:.1}")).collect();
-    words.push(format!("noise up to {:.2}", noise.fold(0.0, f64::max)));
+    let words: Vec<_> = shown.map(|(metric, value)| format!("{metric} {value:.1}")).collect();
     words.join(", ")
 }
 
