@@ -6,6 +6,7 @@ mod command;
 mod demo;
 mod dist;
 mod ebpf;
+mod lab;
 mod test;
 mod tidy;
 mod vm;

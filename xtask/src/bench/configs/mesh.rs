@@ -1,0 +1,65 @@
+//! Our agent, on node 1.
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    bench::{rig::Rig, topology::Topology},
+    lab::{
+        accounts::Role,
+        agent::{Agent, DISABLED, ENABLED},
+        manifests::Manifests,
+    },
+};
+
+/// How connections are to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Enrolled, and connected by the kernel.
+    Direct,
+    /// Enrolled, and every byte through the agent.
+    Relay,
+    /// Not enrolled: what do those pay who want no mesh?
+    Off,
+}
+
+/// The running agent.
+pub(super) struct Mesh {
+    way: Way,
+    pub(super) agent: Agent,
+}
+
+impl Mesh {
+    /// Starts it and waits until all pods are as they should be.
+    ///
+    /// # Errors
+    /// They don't get there.
+    pub(super) fn start(rig: &Rig, topology: &Topology, way: Way) -> Result<Self> {
+        let manifests = Manifests::create(rig.workspace.path().join("manifests"), "bench", &topology.pods())?;
+        manifests.enroll(way != Way::Off)?;
+        let netns = topology.netns("n1");
+        let launch = rig.launch(&netns, Role::Proxy);
+        let agent = Agent::start(&launch, &rig.workspace, rig.agent.clone(), &manifests, way != Way::Relay)?;
+        agent.await_pods(if way == Way::Off { &DISABLED } else { &ENABLED })?;
+        Ok(Self { way, agent })
+    }
+
+    /// By the agent's own books. The first connection to a destination is relayed, until the kernel has the decision.
+    pub(super) fn verify(&self) -> Result<()> {
+        let status = self.agent.status()?;
+        let client =
+            status.pods.iter().find(|pod| pod.name.name == "a").context("pod a is not in the agent's status")?;
+        let (direct, relayed, captured) = (client.direct_total, client.outbound.total, client.captured);
+        let well = match self.way {
+            Way::Direct => direct > relayed,
+            Way::Relay => direct == 0 && relayed > 0,
+            Way::Off => captured == 0 && direct == 0 && relayed == 0,
+        };
+        if !well {
+            let way = self.way;
+            bail!(
+                "not what was to be measured ({way:?}): pod a has {direct} direct, {relayed} relayed, {captured} captured connections"
+            );
+        }
+        Ok(())
+    }
+}

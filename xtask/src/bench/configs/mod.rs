@@ -1,0 +1,161 @@
+//! The configurations: what stands between client and server.
+
+mod envoy;
+mod haproxy;
+mod hook;
+mod mesh;
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{
+    rig::Rig,
+    topology::{NODE_1, POD_B, POD_C, Topology},
+};
+use crate::lab::process::Process;
+use hook::Hook;
+use mesh::{Mesh, Way};
+
+/// See [`Config::parse`].
+pub(super) struct Config {
+    name: String,
+    kind: Kind,
+}
+
+enum Kind {
+    Direct,
+    DirectCross,
+    Mesh(Way),
+    Envoy(envoy::Protocol),
+    Haproxy,
+    Hook(PathBuf),
+}
+
+/// The built-in ones.
+const BUILT_IN: [(&str, Kind); 8] = [
+    ("direct", Kind::Direct),
+    ("direct-cross", Kind::DirectCross),
+    ("mesh-direct", Kind::Mesh(Way::Direct)),
+    ("mesh-relay", Kind::Mesh(Way::Relay)),
+    ("mesh-off", Kind::Mesh(Way::Off)),
+    ("envoy-http-mtls", Kind::Envoy(envoy::Protocol::Http)),
+    ("envoy-tcp-mtls", Kind::Envoy(envoy::Protocol::Tcp)),
+    ("haproxy-http", Kind::Haproxy),
+];
+
+impl Config {
+    /// By name, the built-in ones first, then executables in the folders of hooks.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(super) fn parse(name: &str, hooks: &[PathBuf]) -> Result<Self> {
+        let built_in = BUILT_IN.into_iter().find(|(known, _)| *known == name).map(|(_, kind)| kind);
+        let kind = built_in.or_else(|| hook::find(name, hooks).map(Kind::Hook)).with_context(|| {
+            let known = BUILT_IN.map(|(known, _)| known).join(", ");
+            format!("--configs {name}: neither one of {known}, nor an executable in a --hooks folder")
+        })?;
+        Ok(Self { name: name.to_owned(), kind })
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The configuration without anything in between that it is compared with.
+    pub(super) fn baseline(&self) -> &'static str {
+        if self.name.ends_with("-cross") { "direct-cross" } else { "direct" }
+    }
+
+    /// Whether it needs our agent.
+    pub(super) fn is_mesh(&self) -> bool {
+        matches!(self.kind, Kind::Mesh(_))
+    }
+
+    /// Checks that what it needs is there, and installs what can be installed beside the project.
+    ///
+    /// # Errors
+    /// Something is missing: the message has the remedy.
+    pub(super) fn require(&self) -> Result<()> {
+        match &self.kind {
+            Kind::Envoy(_) => envoy::require(),
+            Kind::Haproxy => haproxy::require().map(|_| ()),
+            Kind::Direct | Kind::DirectCross | Kind::Mesh(_) | Kind::Hook(_) => Ok(()),
+        }
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(super) fn start(&self, rig: &Rig, topology: &Topology) -> Result<Running> {
+        let local = |between| Running { target: POD_B, between };
+        Ok(match &self.kind {
+            Kind::Direct => local(Between::Nothing),
+            Kind::DirectCross => Running { target: POD_C, between: Between::Nothing },
+            Kind::Mesh(way) => local(Between::Mesh(Mesh::start(rig, topology, *way)?)),
+            Kind::Envoy(protocol) => local(Between::Proxies(envoy::start(rig, topology, *protocol)?)),
+            Kind::Haproxy => {
+                Running { target: NODE_1, between: Between::Proxies(vec![haproxy::start(rig, topology)?]) }
+            }
+            Kind::Hook(path) => {
+                let hook = Hook::up(path, rig)?;
+                Running { target: hook.target()?.unwrap_or(POD_B), between: Between::Hook(hook) }
+            }
+        })
+    }
+}
+
+/// A configuration that was started. Stopped on drop.
+pub(super) struct Running {
+    target: Ipv4Addr,
+    between: Between,
+}
+
+enum Between {
+    Nothing,
+    Mesh(Mesh),
+    Proxies(Vec<Process>),
+    Hook(Hook),
+}
+
+impl Running {
+    /// The address that the client dials.
+    pub(super) fn target(&self) -> Ipv4Addr {
+        self.target
+    }
+
+    /// Processes in between.
+    ///
+    /// # Errors
+    /// A hook does not tell.
+    pub(super) fn pids(&self) -> Result<Vec<u32>> {
+        match &self.between {
+            Between::Nothing => Ok(Vec::new()),
+            Between::Mesh(mesh) => Ok(vec![mesh.agent.pid()]),
+            Between::Proxies(proxies) => Ok(proxies.iter().map(Process::pid).collect()),
+            Between::Hook(hook) => hook.pids(),
+        }
+    }
+
+    /// Whether the load went the way that the configuration's name promises.
+    ///
+    /// # Errors
+    /// It did not.
+    pub(super) fn verify(&self) -> Result<()> {
+        match &self.between {
+            Between::Mesh(mesh) => mesh.verify(),
+            Between::Nothing | Between::Proxies(_) | Between::Hook(_) => Ok(()),
+        }
+    }
+
+    /// The ends of the proxies' logs.
+    pub(super) fn last_words(&self) -> Option<String> {
+        match &self.between {
+            Between::Proxies(proxies) => Some(proxies.iter().map(Process::last_words).collect::<Vec<_>>().join("\n")),
+            Between::Mesh(mesh) => Some(mesh.agent.last_words()),
+            Between::Nothing | Between::Hook(_) => None,
+        }
+    }
+}

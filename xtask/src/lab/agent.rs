@@ -1,0 +1,169 @@
+//! The agent under test.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use super::{
+    Workspace,
+    manifests::Manifests,
+    poll,
+    process::{Launch, Process},
+};
+use crate::command::{output, show};
+
+/// States in which the mesh does not touch what a pod opens: the agent may have relayed connections to carry on with.
+pub(crate) const DISABLED: [&str; 2] = ["off", "draining"];
+/// The state in which it is captured.
+pub(crate) const ENABLED: [&str; 1] = ["armed"];
+
+/// The node that it is told to be.
+pub(crate) const NODE: &str = "node-1";
+
+/// A running agent. On drop it drains, ends, and what it left in the kernel is removed.
+pub(crate) struct Agent {
+    binary: PathBuf,
+    run_dir: PathBuf,
+    bpffs: PathBuf,
+    process: Process,
+}
+
+/// What we read of `mesh-agent status -o json`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Status {
+    /// The pods of the node.
+    pub(crate) pods: Vec<PodStatus>,
+}
+
+/// Of a pod.
+#[derive(Debug, Deserialize)]
+pub(crate) struct PodStatus {
+    /// Its name.
+    pub(crate) name: ObjectName,
+    /// `off`, `armed`, `draining`, `failed` or `remote`.
+    pub(crate) state: String,
+    /// Relayed connections it opened.
+    pub(crate) outbound: RelayStatus,
+    /// Direct ones.
+    pub(crate) direct_total: u64,
+    /// All that the mesh governed.
+    pub(crate) captured: u64,
+}
+
+/// Namespace and name.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ObjectName {
+    /// The name.
+    pub(crate) name: String,
+}
+
+/// Relayed connections.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RelayStatus {
+    /// Since the agent started.
+    pub(crate) total: u64,
+}
+
+impl Agent {
+    /// Starts it, and waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// It ended or is not ready within ten seconds: the message has the end of its log.
+    pub(crate) fn start(
+        launch: &Launch<'_>,
+        workspace: &Workspace,
+        binary: PathBuf,
+        manifests: &Manifests,
+        direct: bool,
+    ) -> Result<Self> {
+        let (run_dir, bpffs) = (workspace.path().join("agent"), workspace.bpffs().to_path_buf());
+        let mut args: Vec<_> =
+            ["run", "--node-name", NODE, "--drain-deadline", "1s", "--manifests"].map(Into::into).into();
+        args.push(manifests.folder().as_os_str().to_owned());
+        args.extend(["--direct".into(), if direct { "on" } else { "off" }.into()]);
+        args.extend(["--run-dir".into(), run_dir.clone().into(), "--bpffs".into(), bpffs.clone().into()]);
+        if launch.pin.is_some() {
+            args.extend(["--workers".into(), "1".into()]);
+        }
+        let launch = Launch { at_our_death: Signal::SIGTERM, ..*launch };
+        let process = launch.start(&binary, &args, workspace.path().join("mesh-agent.log"))?;
+        let mut agent = Self { binary, run_dir, bpffs, process };
+        let ready = poll("mesh-agent ready", Duration::from_secs(10), || {
+            if let Some(status) = agent.process.ended()? {
+                bail!("mesh-agent ended: {status}");
+            }
+            Ok(agent.process.log().lines().any(|line| line.contains("ready")).then_some(()))
+        });
+        ready.with_context(|| agent.process.last_words())?;
+        Ok(agent)
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The end of its log.
+    pub(crate) fn last_words(&self) -> String {
+        self.process.last_words()
+    }
+
+    /// `mesh-agent status`, as a user sees it. An unhealthy agent's is shown too.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(crate) fn table(&self) -> Result<String> {
+        self.ask(&["-o", "table"])
+    }
+
+    /// `mesh-agent status -o json`.
+    ///
+    /// # Errors
+    /// It does not answer, or not as expected.
+    pub(crate) fn status(&self) -> Result<Status> {
+        let text = self.ask(&["-o", "json"])?;
+        serde_json::from_str(&text).with_context(|| format!("mesh-agent status said: {text}"))
+    }
+
+    /// Waits until every pod is in one of these states, and returns when that was seen.
+    ///
+    /// # Errors
+    /// Not within ten seconds.
+    pub(crate) fn await_pods(&self, states: &[&str]) -> Result<Instant> {
+        let mut seen = String::new();
+        poll(&format!("pods {}", states.join(" or ")), Duration::from_secs(10), || {
+            let pods = self.status()?.pods;
+            seen = pods.iter().map(|pod| format!("{} {}", pod.name.name, pod.state)).collect::<Vec<_>>().join(", ");
+            Ok((!pods.is_empty() && pods.iter().all(|pod| states.contains(&pod.state.as_str()))).then(Instant::now))
+        })
+        .with_context(|| format!("pods: {seen}\n{}", self.process.last_words()))
+    }
+
+    fn ask(&self, format: &[&str]) -> Result<String> {
+        let mut command = std::process::Command::new(&self.binary);
+        command.arg("status").args(format).arg("--run-dir").arg(&self.run_dir);
+        let done = command.output().with_context(|| show(&command))?;
+        // Exit code 1 is "unhealthy", and an answer all the same.
+        if !matches!(done.status.code(), Some(0 | 1)) || done.stdout.is_empty() {
+            let said = String::from_utf8_lossy(&done.stderr);
+            bail!("{}: {} {}\n{}", show(&command), done.status, said.trim_end(), self.process.last_words());
+        }
+        String::from_utf8(done.stdout).context("status is not UTF-8")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.process.stop(Duration::from_secs(5));
+        let mut cleanup = std::process::Command::new(&self.binary);
+        cleanup.arg("cleanup").arg("--run-dir").arg(&self.run_dir).arg("--bpffs").arg(&self.bpffs);
+        if let Err(error) = output(&mut cleanup) {
+            eprintln!("{error:#}");
+        }
+    }
+}
