@@ -70,10 +70,8 @@ pub struct Flow {
 
 /// Connections to the destination succeed: the agent's listener may answer at once.
 pub const REACH_OPEN: u32 = 1;
-/// They are refused.
+/// They fail at once: refused, or no way to it.
 pub const REACH_REFUSED: u32 = 2;
-/// There is no way to it.
-pub const REACH_UNREACHABLE: u32 = 3;
 
 /// Whether a destination ([`DecisionKey`]) answers, as the agent has last found out.
 #[repr(C)]
@@ -83,8 +81,8 @@ pub struct Reach {
     pub until_ns: u64,
     /// `REACH_*`.
     pub state: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// What connect() fails with, unless it is open.
+    pub errno: u32,
 }
 
 /// A connection whose handshake is held, for the agent to find out whether its destination answers.

@@ -11,9 +11,9 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use mesh_common::{
     Address, BackendKey, CIDR_PREFIX, CidrKey, DecisionKey, Endpoint, FLOW_DIRECT, FLOW_REDIRECTED, FLOW_UPSTREAM,
-    Flow, OUTBOUND, PortKey, REACH_OPEN, REACH_REFUSED, REACH_UNREACHABLE, WAY_DIRECT, WAY_SERVICE, WORKLOAD_ARMED,
-    WORKLOAD_DIRECT, WORKLOAD_EXCLUDES_OUTBOUND_CIDRS, WORKLOAD_EXCLUDES_OUTBOUND_PORTS, Workload, generation_slot,
-    is_v4_mapped, listener_index, v4_mapped,
+    Flow, OUTBOUND, PortKey, REACH_OPEN, REACH_REFUSED, WAY_DIRECT, WAY_SERVICE, WORKLOAD_ARMED, WORKLOAD_DIRECT,
+    WORKLOAD_EXCLUDES_OUTBOUND_CIDRS, WORKLOAD_EXCLUDES_OUTBOUND_PORTS, Workload, generation_slot, is_v4_mapped,
+    listener_index, v4_mapped,
 };
 use mesh_ebpf::decide::{self, Outbound};
 
@@ -123,9 +123,9 @@ fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
     }
     let Some(target) = target else { return REFUSE };
     let reach = reach(workload.slot, &asked);
-    if reach == REACH_REFUSED || reach == REACH_UNREACHABLE {
+    if reach.state == REACH_REFUSED {
         count(workload.slot, |c| c.out_refused_upstream += 1);
-        return refuse(if reach == REACH_REFUSED { ECONNREFUSED } else { ENETUNREACH });
+        return refuse(reach.errno as i32);
     }
     let flow = Flow {
         kind: FLOW_REDIRECTED,
@@ -133,7 +133,7 @@ fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
         original: asked,
         actual: target,
         chosen,
-        held: u32::from(reach != REACH_OPEN),
+        held: u32::from(reach.state != REACH_OPEN),
         ..Flow::default()
     };
     // SAFETY: the socket of the context.

@@ -142,12 +142,12 @@ pub const fn is_approved(approval: &Approval, now_ns: u64, generations: [u32; 2]
             || approval.generations[0] == generations[0] && approval.generations[1] == generations[1])
 }
 
-/// What is known of whether a destination answers; 0 is nothing.
+/// What is known of whether a destination answers; state 0 is nothing.
 #[inline(always)]
-pub const fn reach(known: Option<Reach>, now_ns: u64) -> u32 {
+pub const fn reach(known: Option<Reach>, now_ns: u64) -> Reach {
     match known {
-        Some(reach) if now_ns < reach.until_ns => reach.state,
-        _ => 0,
+        Some(reach) if now_ns < reach.until_ns => reach,
+        _ => Reach { until_ns: 0, state: 0, errno: 0 },
     }
 }
 

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use mesh_common::{
     CIDR_PREFIX, CidrKey, FLOW_REDIRECTED, INBOUND, Inbound, LIMBO, OUTBOUND, PortKey, REACH_OPEN, REACH_REFUSED,
-    REACH_UNREACHABLE, Tuple, WORKLOAD_ARMED, WORKLOAD_EXCLUDES_INBOUND_CIDRS, WORKLOAD_EXCLUDES_INBOUND_PORTS,
-    is_loopback, listener_index, v4_mapped,
+    Tuple, WORKLOAD_ARMED, WORKLOAD_EXCLUDES_INBOUND_CIDRS, WORKLOAD_EXCLUDES_INBOUND_PORTS, is_loopback,
+    listener_index, v4_mapped,
 };
 use mesh_ebpf::decide::{self, Inbound as Verdict};
 
@@ -87,9 +87,9 @@ fn from_the_pod(ctx: &SkLookupContext, tuple: &Tuple) -> u32 {
         _ => return SK_PASS,
     };
     if held != 0 {
-        match reach(slot, &original) {
+        match reach(slot, &original).state {
             REACH_OPEN => {}
-            REACH_REFUSED | REACH_UNREACHABLE => return SK_DROP,
+            REACH_REFUSED => return SK_DROP,
             // Silence: the client tries again.
             _ => return if steer(ctx, slot, LIMBO, Some(0)) { SK_PASS } else { SK_DROP },
         }

@@ -157,9 +157,9 @@ pub(crate) unsafe fn words(address: *const Address) -> Address {
     }
 }
 
-/// Whether a destination answers, as far as is known; 0 is nothing.
+/// Whether a destination answers, as far as is known; state 0 is nothing.
 #[inline(always)]
-pub(crate) fn reach(slot: u32, asked: &Endpoint) -> u32 {
+pub(crate) fn reach(slot: u32, asked: &Endpoint) -> Reach {
     let key = DecisionKey { slot, port: asked.port, address: asked.address };
     // SAFETY: copied at once; of a reused entry the worst is one handshake that is held or answered too early.
     let known = unsafe { REACH.get_ptr(&key).and_then(|r| r.as_ref()).copied() };

@@ -23,8 +23,7 @@ impl Kernel for KernelMaps {
     fn set_reach(&mut self, slot: u32, destination: OrigDst, reachable: Reachable, valid: Duration) -> io::Result<()> {
         let reachable = match reachable {
             Reachable::Open => datapath::Reachable::Open,
-            Reachable::Refused => datapath::Reachable::Refused,
-            Reachable::Unreachable => datapath::Reachable::Unreachable,
+            Reachable::Refused(errno) => datapath::Reachable::Refused(errno),
             Reachable::Unknown => datapath::Reachable::Unknown,
         };
         let until = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?) + valid;

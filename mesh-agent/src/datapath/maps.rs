@@ -11,8 +11,8 @@ use aya::{
 };
 use mesh_common::{
     Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, FLOW_OUTBOUND,
-    FLOW_UPSTREAM, Flow, Inbound, PortKey, REACH_OPEN, REACH_REFUSED, REACH_UNREACHABLE, Reach, Tuple, WAY_DIRECT,
-    WAY_RELAY, WAY_SERVICE, Worker, Workload,
+    FLOW_UPSTREAM, Flow, Inbound, PortKey, REACH_OPEN, REACH_REFUSED, Reach, Tuple, WAY_DIRECT, WAY_RELAY, WAY_SERVICE,
+    Worker, Workload,
 };
 
 use super::{Error, Pins};
@@ -93,10 +93,8 @@ pub struct OriginalFlow {
 pub enum Reachable {
     /// It does.
     Open,
-    /// It refuses.
-    Refused,
-    /// There is no way to it.
-    Unreachable,
+    /// Connecting to it fails at once, with this errno.
+    Refused(i32),
     /// Nobody knows (any more).
     Unknown,
 }
@@ -195,13 +193,12 @@ impl WorkerMaps {
     ) -> Result<(), Error> {
         let asked = endpoint(destination);
         let key = DecisionKey { slot, port: asked.port, address: asked.address };
-        let state = match reachable {
-            Reachable::Open => REACH_OPEN,
-            Reachable::Refused => REACH_REFUSED,
-            Reachable::Unreachable => REACH_UNREACHABLE,
-            Reachable::Unknown => 0,
+        let (state, errno) = match reachable {
+            Reachable::Open => (REACH_OPEN, 0),
+            Reachable::Refused(errno) => (REACH_REFUSED, errno as u32),
+            Reachable::Unknown => (0, 0),
         };
-        Ok(self.reach.insert(key, Reach { until_ns, state, reserved: 0 }, 0)?)
+        Ok(self.reach.insert(key, Reach { until_ns, state, errno }, 0)?)
     }
 
     /// Says that worker `index` lives, and how late its loop ran. `None`: it takes no more connections.

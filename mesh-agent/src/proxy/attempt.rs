@@ -1,7 +1,12 @@
 //! Held connections: the app's handshake waits until its destination has answered, so that the app sees what it would
 //! see without the mesh: success, ECONNREFUSED, or silence until it gives up.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Error, Pod, Reachable, Worker, outbound, upstream};
 use crate::model::{OrigDst, Reason};
@@ -9,7 +14,7 @@ use crate::model::{OrigDst, Reason};
 /// How long it is taken for granted that a destination answers, counted from its last answer. When that proves wrong, one
 /// connection is reset instead of refused.
 pub(super) const OPEN_FOR: Duration = Duration::from_secs(60);
-/// How long it is taken for granted that it does not: long enough for the repeated SYNs of those who wait.
+/// How long at least it is taken for granted that it does not: long enough for the repeated SYNs of those who wait.
 const CLOSED_FOR: Duration = Duration::from_millis(150);
 
 /// A connection that waits.
@@ -29,13 +34,14 @@ pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, attempt: Attempt) {
     if !worker.held.begin(key) {
         return;
     }
+    let started = Instant::now();
     let result = connect(&worker, &pod, attempt).await;
-    let (reachable, valid) = match result.as_ref().map_err(Error::reason) {
+    let (reachable, valid) = match &result {
         Ok(_) => (Reachable::Open, OPEN_FOR),
-        Err(Reason::UpstreamUnreachable) => (Reachable::Unreachable, CLOSED_FOR),
         // Silence is answered with silence.
-        Err(Reason::UpstreamTimeout) => (Reachable::Unknown, Duration::ZERO),
-        Err(_) => (Reachable::Refused, CLOSED_FOR),
+        Err(error) if error.reason() == Reason::UpstreamTimeout => (Reachable::Unknown, Duration::ZERO),
+        // SYNs are repeated at doubling intervals: the next one comes after as long a time as has gone by, at most.
+        Err(error) => (Reachable::Refused(error.errno()), CLOSED_FOR + started.elapsed()),
     };
     if let Err(error) = &result {
         worker.refused(&pod, attempt.downstream, attempt.destination, error);

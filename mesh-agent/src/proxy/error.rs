@@ -50,6 +50,14 @@ impl Error {
         }
     }
 
+    /// What the app's connect() is to fail with.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Connect(error) => error.raw_os_error().unwrap_or(libc::ECONNREFUSED),
+            _ => libc::ECONNREFUSED,
+        }
+    }
+
     /// The stable code.
     pub fn reason(&self) -> Reason {
         match self {

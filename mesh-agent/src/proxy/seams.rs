@@ -23,10 +23,8 @@ pub struct Original {
 pub enum Reachable {
     /// It does.
     Open,
-    /// It refuses.
-    Refused,
-    /// There is no way to it.
-    Unreachable,
+    /// Connecting to it fails at once, with this errno.
+    Refused(i32),
     /// Nobody knows (any more).
     Unknown,
 }

@@ -148,10 +148,10 @@ fn a_flow_answers_only_for_the_peer_it_was_made_for() {
 
 #[test]
 fn what_is_known_of_a_destination_expires() {
-    let open = Reach { until_ns: 100, state: REACH_OPEN, reserved: 0 };
-    assert_eq!(reach(Some(open), 99), REACH_OPEN);
-    assert_eq!(reach(Some(open), 100), 0);
-    assert_eq!(reach(None, 1), 0);
+    let open = Reach { until_ns: 100, state: REACH_OPEN, errno: 0 };
+    assert_eq!(reach(Some(open), 99), open);
+    assert_eq!(reach(Some(open), 100), Reach::default());
+    assert_eq!(reach(None, 1), Reach::default());
 }
 
 #[test]
