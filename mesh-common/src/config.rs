@@ -30,9 +30,12 @@ pub struct Agent {
     pub tgid: u32,
     /// Number of workers, at most [`MAX_WORKERS`].
     pub workers: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Idle time before keepalive probes on the agent's upstream sockets, in seconds; 0 for none.
+    pub keepalive_s: u32,
 }
+
+/// How many probes are sent before a peer is given up, and into how many intervals [`Agent::keepalive_s`] is divided.
+pub const KEEPALIVE_PROBES: u32 = 6;
 
 /// A worker's sign of life.
 #[repr(C)]

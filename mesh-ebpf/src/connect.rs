@@ -4,16 +4,16 @@ use aya_ebpf::{
     EbpfContext,
     bindings::bpf_sock_addr,
     cty::c_void,
-    helpers::{bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_setsockopt},
     maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
 use aya_log_ebpf::warn;
 use mesh_common::{
-    Address, BackendKey, CIDR_PREFIX, CidrKey, DecisionKey, Endpoint, FLOW_DIRECT, FLOW_REDIRECTED, FLOW_UPSTREAM,
-    Flow, OUTBOUND, PortKey, REACH_OPEN, REACH_REFUSED, WAY_DIRECT, WAY_SERVICE, WORKLOAD_ARMED, WORKLOAD_DIRECT,
-    WORKLOAD_EXCLUDES_OUTBOUND_CIDRS, WORKLOAD_EXCLUDES_OUTBOUND_PORTS, Workload, generation_slot, is_v4_mapped,
-    listener_index, v4_mapped,
+    Address, Agent, BackendKey, CIDR_PREFIX, CidrKey, DecisionKey, Endpoint, FLOW_DIRECT, FLOW_REDIRECTED,
+    FLOW_UPSTREAM, Flow, KEEPALIVE_PROBES, OUTBOUND, PortKey, REACH_OPEN, REACH_REFUSED, WAY_DIRECT, WAY_SERVICE,
+    WORKLOAD_ARMED, WORKLOAD_DIRECT, WORKLOAD_EXCLUDES_OUTBOUND_CIDRS, WORKLOAD_EXCLUDES_OUTBOUND_PORTS, Workload,
+    generation_slot, is_v4_mapped, listener_index, v4_mapped,
 };
 use mesh_ebpf::decide::{self, Outbound};
 
@@ -31,6 +31,13 @@ const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const ENETUNREACH: i32 = 101;
 const ENOMEM: i32 = 12;
+const SOL_SOCKET: i32 = 1;
+const SO_KEEPALIVE: i32 = 9;
+const IPPROTO_TCP: i32 = 6;
+const TCP_NODELAY: i32 = 1;
+const TCP_KEEPIDLE: i32 = 4;
+const TCP_KEEPINTVL: i32 = 5;
+const TCP_KEEPCNT: i32 = 6;
 
 /// connect4.
 #[inline(always)]
@@ -69,7 +76,8 @@ fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
     let Some(workload) = (unsafe { WORKLOADS.get_ptr(&cookie).and_then(|w| w.as_ref()) }) else { return PASS };
     // SAFETY: sock_addr programs always have a socket.
     let sk: *mut c_void = unsafe { (*sa).__bindgen_anon_1.sk.cast() };
-    if is_agent() {
+    if let Some(agent) = agent_itself() {
+        set_up(ctx, agent);
         return connect_of_agent(sk, &destination, port);
     }
     if workload.flags & WORKLOAD_ARMED == 0 || decide::stays_in_pod(&destination) || is_own(workload, &destination) {
@@ -232,10 +240,30 @@ fn connect_of_agent(sk: *mut c_void, destination: &Address, port: u32) -> i32 {
     PASS
 }
 
+/// The agent, if it is the one who connects.
 #[inline(always)]
-fn is_agent() -> bool {
+fn agent_itself() -> Option<&'static Agent> {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    AGENT.get(0).is_some_and(|agent| agent.tgid == tgid)
+    AGENT.get(0).filter(|agent| agent.tgid == tgid)
+}
+
+/// The options of the agent's upstream sockets: five system calls less per connection than if it set them itself.
+#[inline(always)]
+fn set_up(ctx: &SockAddrContext, agent: &Agent) {
+    set_option(ctx, IPPROTO_TCP, TCP_NODELAY, 1);
+    if agent.keepalive_s > 0 {
+        let interval = (agent.keepalive_s / KEEPALIVE_PROBES).max(1);
+        set_option(ctx, IPPROTO_TCP, TCP_KEEPIDLE, agent.keepalive_s as i32);
+        set_option(ctx, IPPROTO_TCP, TCP_KEEPINTVL, interval as i32);
+        set_option(ctx, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES as i32);
+        set_option(ctx, SOL_SOCKET, SO_KEEPALIVE, 1);
+    }
+}
+
+#[inline(always)]
+fn set_option(ctx: &SockAddrContext, level: i32, name: i32, mut value: i32) {
+    // SAFETY: the kernel reads four bytes of `value`.
+    unsafe { bpf_setsockopt(ctx.as_ptr(), level, name, (&raw mut value).cast(), 4) };
 }
 
 #[inline(always)]

@@ -16,7 +16,6 @@ use crate::{
     datapath::{self, Datapath},
     discovery,
     model::Mesh,
-    net::connect,
     proxy,
 };
 
@@ -73,7 +72,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let (snapshots, for_workers) = watch::channel(Arc::new(Mesh::default()));
     let held = Arc::new(proxy::Held::default());
     let workers = start_workers(&options, &datapath, &held, &for_workers)?;
-    datapath.introduce(workers.len() as u32)?;
+    datapath.introduce(workers.len() as u32, options.keepalive)?;
     datapath.attach()?;
 
     // Then the source of what is to be captured; control arms it.
@@ -107,10 +106,7 @@ fn start_workers(
     held: &Arc<proxy::Held>,
     mesh: &watch::Receiver<Arc<Mesh>>,
 ) -> anyhow::Result<Vec<proxy::WorkerHandle>> {
-    let config = proxy::Config {
-        connect: connect::Options { timeout: options.connect_timeout, keepalive: options.keepalive },
-        direct: options.direct,
-    };
+    let config = proxy::Config { connect_timeout: options.connect_timeout, direct: options.direct };
     let cpus = usable_cpus()?;
     (0..options.workers)
         .map(|index| {

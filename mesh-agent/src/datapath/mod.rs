@@ -11,7 +11,7 @@ mod pins;
 mod program_log;
 mod workload;
 
-use std::{fs::File, os::fd::AsFd, path::PathBuf};
+use std::{fs::File, os::fd::AsFd, path::PathBuf, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -82,9 +82,12 @@ impl Datapath {
     }
 
     /// Says who the agent is. From now on its own sockets pass.
-    pub fn introduce(&mut self, workers: u32) -> Result<(), Error> {
+    ///
+    /// Their options are set by the connect hook; `keepalive` is one of them, in whole seconds, zero for none.
+    pub fn introduce(&mut self, workers: u32, keepalive: Duration) -> Result<(), Error> {
         self.maps.flush_decisions()?;
-        let agent = Agent { abi: ABI_VERSION, tgid: std::process::id(), workers, reserved: 0 };
+        let agent =
+            Agent { abi: ABI_VERSION, tgid: std::process::id(), workers, keepalive_s: keepalive.as_secs() as u32 };
         Ok(self.maps.agent.set(0, agent, 0)?)
     }
 

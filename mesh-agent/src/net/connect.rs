@@ -7,34 +7,20 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
-use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::TcpStream;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use tokio::{io::Interest, net::TcpStream};
 
 use super::netns::Netns;
-
-/// How an upstream socket is set up.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// How long a connect may take.
-    pub timeout: Duration,
-    /// Idle time before keepalive probes.
-    pub keepalive: Duration,
-}
 
 /// A socket that is on its way to its peer.
 #[derive(Debug)]
 pub struct Connecting(TcpStream);
 
-/// A socket in the pod's namespace, not connected yet, as for the agent's own purposes: no delay, keepalive.
-pub fn socket(netns: &Netns, address: IpAddr, options: &Options) -> io::Result<Socket> {
+/// A socket in the pod's namespace, not connected yet. Its options (no delay, keepalive) are set by the connect hook.
+pub fn socket(netns: &Netns, address: IpAddr) -> io::Result<Socket> {
     netns.enter()?;
     let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
-    socket.set_tcp_nodelay(true)?;
-    let keepalive =
-        TcpKeepalive::new().with_time(options.keepalive).with_interval(options.keepalive / 6).with_retries(6);
-    socket.set_tcp_keepalive(&keepalive)?;
-    Ok(socket)
+    Socket::new(domain, Type::STREAM.nonblocking(), None)
 }
 
 /// Binds to a loopback address drawn by `random`, without taking a port yet: a connection to an app of the pod then has
@@ -60,13 +46,16 @@ pub fn start(socket: Socket, to: SocketAddr) -> io::Result<Connecting> {
 impl Connecting {
     /// Waits until the peer has answered, at most `timeout`.
     pub async fn established(self, timeout: Duration) -> io::Result<TcpStream> {
-        tokio::time::timeout(timeout, self.0.writable())
+        let ready = tokio::time::timeout(timeout, self.0.ready(Interest::WRITABLE))
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        match self.0.take_error()? {
-            Some(error) => Err(error),
-            None => Ok(self.0),
+        // Only a socket that has failed is closed for writing: no need to ask the others for their error.
+        if ready.is_write_closed()
+            && let Some(error) = self.0.take_error()?
+        {
+            return Err(error);
         }
+        Ok(self.0)
     }
 }
 

@@ -39,12 +39,12 @@ pub async fn run(downstream: &TcpStream, upstream: &TcpStream, record: &mut Conn
     let mut up = Pump::new(downstream, upstream);
     let mut down = Pump::new(upstream, downstream);
     poll_fn(|cx| {
-        match up.poll(cx, &mut |n| record.sent_upstream(n)) {
+        match up.poll(cx, down.done, &mut |n| record.sent_upstream(n)) {
             Poll::Ready(Err(Failed::Reading(error))) => return Poll::Ready(Err(Error::Downstream(error))),
             Poll::Ready(Err(Failed::Writing(error))) => return Poll::Ready(Err(Error::Upstream(error))),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        match down.poll(cx, &mut |n| record.sent_downstream(n)) {
+        match down.poll(cx, up.done, &mut |n| record.sent_downstream(n)) {
             Poll::Ready(Err(Failed::Reading(error))) => return Poll::Ready(Err(Error::Upstream(error))),
             Poll::Ready(Err(Failed::Writing(error))) => return Poll::Ready(Err(Error::Downstream(error))),
             Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -84,7 +84,12 @@ impl<'a> Pump<'a> {
         Self { from, to, held: Vec::new(), written: 0, pipe: None, full: 0, ended: false, done: false, watch: None }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, moved: &mut dyn FnMut(usize)) -> Poll<Result<(), Failed>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        other_is_done: bool,
+        moved: &mut dyn FnMut(usize),
+    ) -> Poll<Result<(), Failed>> {
         if self.done {
             return Poll::Ready(Ok(()));
         }
@@ -97,7 +102,10 @@ impl<'a> Pump<'a> {
             self.watch = None;
             if self.ended {
                 self.give_back();
-                SockRef::from(self.to).shutdown(Shutdown::Write).map_err(Failed::Writing)?;
+                // Where the other direction has ended too, both sockets are closed in a moment, which says the same.
+                if !other_is_done {
+                    SockRef::from(self.to).shutdown(Shutdown::Write).map_err(Failed::Writing)?;
+                }
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
@@ -113,7 +121,10 @@ impl<'a> Pump<'a> {
     fn copy(&mut self, cx: &mut Context<'_>, moved: &mut dyn FnMut(usize)) -> Poll<Result<usize, Failed>> {
         SHARED.with_borrow_mut(|buffer| {
             let read = ready!(poll_read(cx, self.from, buffer)).map_err(Failed::Reading)?;
-            self.ended = read == 0;
+            if read == 0 {
+                self.ended = true;
+                return Poll::Ready(Ok(0));
+            }
             self.full = if read == BUFFER { self.full + 1 } else { 0 };
             let bytes = buffer.get(..read).unwrap_or_default();
             let taken = match self.to.try_write(bytes) {

@@ -42,10 +42,9 @@ impl Drop for Sockets {
 
 /// Connects from the pod to anywhere.
 pub(super) async fn connect(worker: &Worker, pod: &Pod, to: UpstreamAddr) -> Result<TcpStream, Error> {
-    let options = &worker.config.connect;
-    let socket = connect::socket(&pod.netns, to.0.ip(), options).map_err(Error::Connect)?;
+    let socket = connect::socket(&pod.netns, to.0.ip()).map_err(Error::Connect)?;
     let connecting = connect::start(socket, to.0).map_err(Error::Connect)?;
-    connecting.established(options.timeout).await.map_err(Error::Connect)
+    connecting.established(worker.config.connect_timeout).await.map_err(Error::Connect)
 }
 
 /// Takes over a connection that was made elsewhere.
@@ -60,12 +59,11 @@ pub(super) async fn connect_to_app(
     to: OrigDst,
     client: SocketAddr,
 ) -> Result<TcpStream, Error> {
-    let options = &worker.config.connect;
-    let socket = connect::socket(&pod.netns, to.0.ip(), options).map_err(Error::Connect)?;
+    let socket = connect::socket(&pod.netns, to.0.ip()).map_err(Error::Connect)?;
     if to.0.is_ipv4() {
         connect::bind_loopback(&socket, worker.random()).map_err(Error::Connect)?;
     }
     worker.kernel.borrow_mut().show_client(&socket, client).map_err(Error::Connect)?;
     let connecting = connect::start(socket, to.0).map_err(Error::Connect)?;
-    connecting.established(options.timeout).await.map_err(Error::Connect)
+    connecting.established(worker.config.connect_timeout).await.map_err(Error::Connect)
 }

@@ -32,7 +32,6 @@ use super::{
 };
 use crate::{
     model::{Mesh, OrigDst, Reason},
-    net::connect,
     telemetry::{Connection, Direction, WorkerCounters},
 };
 
@@ -42,8 +41,8 @@ const MAX_ANSWERED: usize = 4096;
 /// What workers are told at their start.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Upstream sockets.
-    pub connect: connect::Options,
+    /// How long an upstream connect may take.
+    pub connect_timeout: Duration,
     /// Whether decisions are cached in the kernel.
     pub direct: bool,
 }
