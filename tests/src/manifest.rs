@@ -11,7 +11,13 @@ pub fn namespace(name: &str, annotations: Annotations<'_>) -> String {
 }
 
 /// A Pod of the namespace `shop`, or wherever; on this node unless `node` says otherwise.
-pub fn pod(namespace: &str, name: &str, addresses: &[IpAddr], node: Option<&str>, annotations: Annotations<'_>) -> String {
+pub fn pod(
+    namespace: &str,
+    name: &str,
+    addresses: &[IpAddr],
+    node: Option<&str>,
+    annotations: Annotations<'_>,
+) -> String {
     let mut text = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");
     text.push_str(&render(annotations));
     if let Some(node) = node {
