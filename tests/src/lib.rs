@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod app;
 pub mod manifest;
+pub mod mesh;
 pub mod node;
 pub mod require;
 pub mod sandbox;
@@ -20,6 +21,7 @@ pub mod wait;
 
 pub use agent::Agent;
 pub use app::{App, Seen};
+pub use mesh::Pair;
 pub use node::{Node, Pod};
 pub use require::require;
 pub use wait::eventually;

@@ -3,7 +3,6 @@
 use std::{
     io::Read,
     net::{Ipv6Addr, SocketAddr, TcpStream},
-    sync::Arc,
 };
 
 use mesh_tests::{
@@ -13,44 +12,26 @@ use mesh_tests::{
     socket::{canonical, connect, exchange},
 };
 
-/// Two enrolled pods and the agent, without direct connections.
-struct Pair {
-    agent: Agent,
-    client: Arc<Pod>,
-    server: Arc<Pod>,
-    _node: Node,
-}
+/// Connects, exchanges, and checks what both ends see.
+fn check(pair: &Pair, to: SocketAddr, own: SocketAddr) {
+    let app = App::echo(&pair.server, 8080);
+    let stream = connect(&pair.client, to).unwrap();
+    exchange(&stream, "hello").unwrap();
+    assert_eq!(stream.peer_addr().unwrap(), to, "the app sees the peer it asked for");
+    let local = canonical(stream.local_addr().unwrap());
+    assert_eq!(local.ip(), own.ip(), "the app sees its own pod's address");
+    let seen = app.seen();
+    assert_eq!(seen.accepted.ip(), own.ip(), "the server sees the client's pod");
+    assert_eq!(seen.peer, seen.accepted);
+    assert_eq!(seen.local, canonical(to));
+    socket::finish(stream).unwrap();
 
-impl Pair {
-    fn new() -> Self {
-        let node = Node::new();
-        let (client, server) = (node.pod("client"), node.pod("server"));
-        node.enrol(&[&client, &server]);
-        let agent = node.start_with(&["--direct=off"]);
-        Self { agent, client, server, _node: node }
-    }
-
-    /// Connects, exchanges, and checks what both ends see.
-    fn check(&self, to: SocketAddr, own: SocketAddr) {
-        let app = App::echo(&self.server, 8080);
-        let stream = connect(&self.client, to).unwrap();
-        exchange(&stream, "hello").unwrap();
-        assert_eq!(stream.peer_addr().unwrap(), to, "the app sees the peer it asked for");
-        let local = canonical(stream.local_addr().unwrap());
-        assert_eq!(local.ip(), own.ip(), "the app sees its own pod's address");
-        let seen = app.seen();
-        assert_eq!(seen.accepted.ip(), own.ip(), "the server sees the client's pod");
-        assert_eq!(seen.peer, seen.accepted);
-        assert_eq!(seen.local, canonical(to));
-        socket::finish(stream).unwrap();
-
-        let status = self.agent.settled("client");
-        assert_eq!(status.counters["out_redirected"], 1);
-        assert_eq!((status.captured, status.outbound.total, status.unaccounted), (1, 1, 0));
-        assert_eq!((status.outbound.to_upstream_bytes, status.outbound.to_downstream_bytes), (5, 5));
-        assert_eq!((status.outbound.failed, status.bypassed, status.refused), (0, 0, 0));
-        assert!(self.agent.status().healthy, "{:?}", self.agent.status().problems);
-    }
+    let status = pair.agent.settled("client");
+    assert_eq!(status.counters["out_redirected"], 1);
+    assert_eq!((status.captured, status.outbound.total, status.unaccounted), (1, 1, 0));
+    assert_eq!((status.outbound.to_upstream_bytes, status.outbound.to_downstream_bytes), (5, 5));
+    assert_eq!((status.outbound.failed, status.bypassed, status.refused), (0, 0, 0));
+    assert!(pair.agent.status().healthy, "{:?}", pair.agent.status().problems);
 }
 
 #[test]
@@ -63,32 +44,32 @@ fn smoke_the_kernel_has_btf() {
 #[test]
 fn smoke_ipv4_is_relayed_and_shows_who_talks_to_whom() {
     if require("kernel", kernel_tier) {
-        let pair = Pair::new();
-        pair.check(pair.server.at(8080), pair.client.at(0));
+        let pair = Pair::relayed();
+        check(&pair, pair.server.at(8080), pair.client.at(0));
     }
 }
 
 #[test]
 fn smoke_ipv6_is_relayed_and_shows_who_talks_to_whom() {
     if require("kernel", kernel_tier) {
-        let pair = Pair::new();
-        pair.check(pair.server.at6(8080), pair.client.at6(0));
+        let pair = Pair::relayed();
+        check(&pair, pair.server.at6(8080), pair.client.at6(0));
     }
 }
 
 #[test]
 fn smoke_v4_mapped_is_relayed_and_shows_who_talks_to_whom() {
     if require("kernel", kernel_tier) {
-        let pair = Pair::new();
+        let pair = Pair::relayed();
         let mapped: Ipv6Addr = pair.server.v4.to_ipv6_mapped();
-        pair.check((mapped, 8080).into(), pair.client.at(0));
+        check(&pair, (mapped, 8080).into(), pair.client.at(0));
     }
 }
 
 #[test]
 fn smoke_a_server_may_speak_first() {
     if require("kernel", kernel_tier) {
-        let pair = Pair::new();
+        let pair = Pair::relayed();
         let _app = App::banner(&pair.server, 25, "220 welcome\r\n");
         let mut stream: TcpStream = connect(&pair.client, pair.server.at(25)).unwrap();
         let mut banner = [0; 13];
