@@ -1,5 +1,27 @@
-//! Harness.
+//! Harness of the tiers that need sockets, namespaces or the kernel: nodes and pods made of network namespaces, the real
+//! agent on them, apps and clients in them.
+#![deny(unsafe_code)]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a harness that cannot go on fails the test, and says where"
+)]
 
+pub mod agent;
+pub mod app;
+pub mod manifest;
+pub mod mesh;
+pub mod node;
 pub mod require;
+pub mod sandbox;
+pub mod socket;
+pub mod sys;
+pub mod wait;
 
+pub use agent::Agent;
+pub use app::{App, Seen};
+pub use mesh::Pair;
+pub use node::{Node, Pod};
 pub use require::require;
+pub use wait::eventually;

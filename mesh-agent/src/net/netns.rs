@@ -65,7 +65,10 @@ impl Netns {
         if ENTERED.get() == Some(self.id) {
             return Ok(());
         }
-        setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+        // Where it was born, a thread can stay without privileges: the kernel would ask for CAP_SYS_ADMIN even then.
+        if ENTERED.get().is_some() || own_id().is_none_or(|own| own != self.id) {
+            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+        }
         ENTERED.set(Some(self.id));
         Ok(())
     }
@@ -80,6 +83,11 @@ impl Netns {
             thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread in a network namespace panicked")))
         })
     }
+}
+
+/// The namespace that this thread is in.
+fn own_id() -> Option<NetnsId> {
+    std::fs::metadata("/proc/thread-self/ns/net").ok().map(|metadata| id_of(&metadata))
 }
 
 fn id_of(metadata: &std::fs::Metadata) -> NetnsId {
@@ -108,4 +116,16 @@ pub fn addresses() -> io::Result<Vec<IpAddr>> {
         }
     }
     Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_namespace_is_entered_without_privileges() {
+        let own = Netns::open(Path::new("/proc/self/ns/net")).unwrap();
+        assert_eq!(own.run(|| Ok(own_id())).unwrap(), Some(own.id));
+        assert!(own.is_still_there());
+    }
 }

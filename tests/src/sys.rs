@@ -1,0 +1,171 @@
+//! System calls that no library of ours wraps: the only `unsafe` of the tests.
+#![allow(unsafe_code, reason = "this is the file for it")]
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    ptr,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use socket2::SockAddr;
+
+/// Disconnects a socket: connect() to AF_UNSPEC.
+///
+/// # Errors
+/// What the kernel says.
+pub fn disconnect(socket: &impl AsFd) -> io::Result<()> {
+    let address = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the address lives during the call and is as long as said.
+    let result = unsafe { libc::connect(socket.as_fd().as_raw_fd(), &raw const address, length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Offsets in a ring, as io_uring_setup(2) tells them; `struct io_sqring_offsets` and `io_cqring_offsets`.
+#[repr(C)]
+#[derive(Default)]
+struct Offsets {
+    head: u32,
+    tail: u32,
+    ring_mask: u32,
+    ring_entries: u32,
+    /// Of the submission ring: flags, dropped, array; of the completion ring: overflow, cqes, flags.
+    rest: [u32; 3],
+    reserved: u32,
+    user_address: u64,
+}
+
+/// `struct io_uring_params`.
+#[repr(C)]
+#[derive(Default)]
+struct Params {
+    sq_entries: u32,
+    cq_entries: u32,
+    flags: u32,
+    sq_thread_cpu: u32,
+    sq_thread_idle: u32,
+    features: u32,
+    wq_fd: u32,
+    reserved: [u32; 3],
+    sq: Offsets,
+    cq: Offsets,
+}
+
+/// `struct io_uring_sqe`, as far as a connect uses it.
+#[repr(C)]
+struct Submission {
+    opcode: u8,
+    flags: u8,
+    priority: u16,
+    fd: i32,
+    offset: u64,
+    address: u64,
+    length: u32,
+    op_flags: u32,
+    user_data: u64,
+    unused: [u64; 3],
+}
+
+/// `struct io_uring_cqe`.
+#[repr(C)]
+struct Completion {
+    user_data: u64,
+    result: i32,
+    flags: u32,
+}
+
+const IORING_OP_CONNECT: u8 = 16;
+const IORING_OFF_SQ_RING: i64 = 0;
+const IORING_OFF_CQ_RING: i64 = 0x0800_0000;
+const IORING_OFF_SQES: i64 = 0x1000_0000;
+const IORING_ENTER_GETEVENTS: u32 = 1;
+
+/// Connects a socket by way of io_uring and waits for the end of it.
+///
+/// # Errors
+/// `Unsupported` or `PermissionDenied` where there is no io_uring, otherwise what the connect ended with.
+pub fn connect_by_io_uring(socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
+    let mut params = Params::default();
+    // SAFETY: io_uring_setup(2) writes `params`, whose layout is the kernel's.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, &raw mut params) };
+    if ring < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that the kernel has just given us, and nobody else.
+    let ring = unsafe { OwnedFd::from_raw_fd(ring as i32) };
+    let address = SockAddr::from(to);
+    // The page that holds the one submission, the two rings with their indices.
+    let sqes = Mapping::new(&ring, IORING_OFF_SQES, size_of::<Submission>())?;
+    let sq = Mapping::new(&ring, IORING_OFF_SQ_RING, params.sq.rest[2] as usize + 4)?;
+    let completions = size_of::<Completion>() * params.cq_entries as usize;
+    let cq = Mapping::new(&ring, IORING_OFF_CQ_RING, params.cq.rest[1] as usize + completions)?;
+    let submission = Submission {
+        opcode: IORING_OP_CONNECT,
+        flags: 0,
+        priority: 0,
+        fd: socket.as_fd().as_raw_fd(),
+        offset: u64::from(address.len()),
+        address: address.as_ptr() as u64,
+        length: 0,
+        op_flags: 0,
+        user_data: 7,
+        unused: [0; 3],
+    };
+    // SAFETY: the mappings are as long as the kernel said these places are; the ring is ours alone; the address lives
+    // until the completion has come.
+    unsafe {
+        ptr::write(sqes.at(0), submission);
+        ptr::write(sq.at::<u32>(params.sq.rest[2]), 0);
+        (*sq.at::<AtomicU32>(params.sq.tail)).store(1, Ordering::Release);
+        let entered = libc::syscall(
+            libc::SYS_io_uring_enter,
+            ring.as_raw_fd(),
+            1,
+            1,
+            IORING_ENTER_GETEVENTS,
+            ptr::null::<libc::sigset_t>(),
+            0,
+        );
+        if entered < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if (*cq.at::<AtomicU32>(params.cq.tail)).load(Ordering::Acquire) != 1 {
+            return Err(io::Error::other("io_uring_enter returned without a completion"));
+        }
+        match (*cq.at::<Completion>(params.cq.rest[1])).result {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(-error)),
+        }
+    }
+}
+
+/// A part of the ring in memory.
+struct Mapping {
+    start: *mut libc::c_void,
+    length: usize,
+}
+
+impl Mapping {
+    fn new(ring: &OwnedFd, offset: i64, length: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        // SAFETY: a new mapping, anywhere.
+        let start = unsafe { libc::mmap(ptr::null_mut(), length, protection, flags, ring.as_raw_fd(), offset) };
+        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { start, length }) }
+    }
+
+    /// The place `offset` bytes in.
+    fn at<T>(&self, offset: u32) -> *mut T {
+        assert!(offset as usize + size_of::<T>() <= self.length);
+        self.start.wrapping_byte_add(offset as usize).cast()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: what mmap gave us; nothing points into it any more.
+        unsafe { libc::munmap(self.start, self.length) };
+    }
+}
