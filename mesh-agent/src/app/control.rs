@@ -103,7 +103,7 @@ impl Control {
                 changed = found.changed() => {
                     changed?;
                     let mesh = Arc::clone(&found.borrow_and_update());
-                    self.put_in_force(mesh);
+                    self.put_in_force(&mesh);
                     next = self.pods.tend(&mut self.datapath, &self.workers);
                 }
                 () = settled => next = self.pods.tend(&mut self.datapath, &self.workers),
@@ -128,18 +128,18 @@ impl Control {
 
     /// The order matters: first the kernel forgets what the former state allowed, then workers decide on the new one,
     /// then pods are disarmed and armed.
-    fn put_in_force(&mut self, mesh: Arc<Mesh>) {
+    fn put_in_force(&mut self, mesh: &Arc<Mesh>) {
         let first = self.mesh.version == 0;
         if let Err(error) = self.datapath.set_generations(&mut self.generations, &mesh.generations) {
             tracing::error!(%error, "generations cannot be written; the former snapshot stays in force");
             return;
         }
-        self.snapshots.send_replace(Arc::clone(&mesh));
-        self.mesh = Arc::clone(&mesh);
+        self.snapshots.send_replace(Arc::clone(mesh));
+        self.mesh = Arc::clone(mesh);
         self.refresh_node_addresses();
         // Namespaces that are gone first: another of the same name may be there already.
         self.pods.tend(&mut self.datapath, &self.workers);
-        self.pods.reconcile(&mut self.datapath, &self.workers, &mesh);
+        self.pods.reconcile(&mut self.datapath, &self.workers, mesh);
         if first {
             self.pods.forget_others(&mut self.datapath);
             self.answers.ready();

@@ -125,8 +125,7 @@ impl Pods {
             Some(Stage::Settling(_)) if self.is_same_netns(&workload.name, path) => {
                 return self.update(datapath, workload);
             }
-            Some(_) => {}
-            None => {}
+            Some(_) | None => {}
         }
         let netns = Netns::open(path)?;
         let count = workers.len();
@@ -139,12 +138,11 @@ impl Pods {
         }
         // A pod that left and still has connections keeps its slot and its counters.
         let before = self.enrolled.remove(&workload.name).filter(|pod| pod.cookie == found.cookie);
-        let (slot, base, pod) = match before {
-            Some(before) => (before.slot, before.base, before.pod),
-            None => {
-                let (slot, base) = self.slot(datapath, found.cookie)?;
-                (slot, base, Arc::new(Pod::new(workload.name.clone(), slot.0, netns, count)))
-            }
+        let (slot, base, pod) = if let Some(before) = before {
+            (before.slot, before.base, before.pod)
+        } else {
+            let (slot, base) = self.slot(datapath, found.cookie)?;
+            (slot, base, Arc::new(Pod::new(workload.name.clone(), slot.0, netns, count)))
         };
         let mut config = self.config(workload, found.cookie, &found.addresses);
         config.generation = self.next_generation();

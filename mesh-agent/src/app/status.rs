@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long a bypass makes the status unhealthy; afterwards it is a warning.
-const RECENT: Duration = Duration::from_secs(60);
+const RECENT: Duration = Duration::from_mins(1);
 /// How often an apparent difference between the kernel's counters and ours is looked at again: connections may be on
 /// their way from one to the other.
 const LOOKS: u32 = 5;

@@ -13,7 +13,7 @@ use crate::model::{OrigDst, Reason};
 
 /// How long it is taken for granted that a destination answers, counted from its last answer. When that proves wrong, one
 /// connection is reset instead of refused.
-pub(super) const OPEN_FOR: Duration = Duration::from_secs(60);
+pub(super) const OPEN_FOR: Duration = Duration::from_mins(1);
 /// How long at least it is taken for granted that it does not: long enough for the repeated SYNs of those who wait.
 const CLOSED_FOR: Duration = Duration::from_millis(150);
 

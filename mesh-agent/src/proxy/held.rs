@@ -37,12 +37,11 @@ impl Held {
     /// An upstream connection is about to be made. False if nobody needs it any more.
     pub(super) fn begin(&self, key: Key) -> bool {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match entries.remove(&key) {
-            Some(Entry::Passed(_)) => false,
-            _ => {
-                entries.insert(key, Entry::Connecting);
-                true
-            }
+        if let Some(Entry::Passed(_)) = entries.remove(&key) {
+            false
+        } else {
+            entries.insert(key, Entry::Connecting);
+            true
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use super::{Accepted, Error, Pod, Worker, accept::canonical, relay, upstream};
+use super::{Accepted, Error, Pod, Worker, accept::canonical, relay, upstream, worker};
 use crate::{
     model::{Mode, OrigDst},
     policy,
@@ -15,7 +15,7 @@ pub(super) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted)
     let peer = accepted.peer;
     let mut sockets = upstream::Sockets::new(accepted.socket);
     let result = run(&worker, &pod, peer, &mut sockets, &mut record).await;
-    worker.end(record, sockets, result);
+    worker::end(record, sockets, result);
 }
 
 async fn run(

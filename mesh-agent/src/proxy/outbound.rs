@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use super::{Accepted, Error, Pod, Worker, direct, relay, upstream};
+use super::{Accepted, Error, Pod, Worker, direct, relay, upstream, worker};
 use crate::{
     balance,
     model::{Endpoint, Mesh, OrigDst, Reason, UpstreamAddr},
@@ -17,7 +17,7 @@ pub(super) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted)
     let peer = accepted.peer;
     let mut sockets = upstream::Sockets::new(accepted.socket);
     let result = run(&worker, &pod, peer, &mut sockets, &mut record).await;
-    worker.end(record, sockets, result);
+    worker::end(record, sockets, result);
 }
 
 async fn run(
@@ -34,16 +34,15 @@ async fn run(
 
     // Connect from the pod's own namespace, unless that was done before the app's handshake was let go on.
     let early = if original.held { worker.held.claim((pod.slot, peer)).await } else { None };
-    let upstream = match early {
-        Some(early) => upstream::adopt(early?)?,
-        None => {
-            // Where does it lead, and may it?
-            let endpoint = decide(worker, pod, destination, original.chosen)?;
-            record.upstream = Some(endpoint.0);
-            let result = upstream::connect(worker, pod, endpoint).await;
-            worker.learn(pod, destination, &result);
-            result?
-        }
+    let upstream = if let Some(early) = early {
+        upstream::adopt(early?)?
+    } else {
+        // Where does it lead, and may it?
+        let endpoint = decide(worker, pod, destination, original.chosen)?;
+        record.upstream = Some(endpoint.0);
+        let result = upstream::connect(worker, pod, endpoint).await;
+        worker.learn(pod, destination, &result);
+        result?
     };
     relay::run(&sockets.downstream, sockets.upstream.insert(upstream), record).await
 }

@@ -141,14 +141,12 @@ impl<'a> Pump<'a> {
     /// Fills the pipe; [`Self::flush`] empties it.
     fn fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Failed>> {
         if self.pipe.is_none() {
-            match Pipe::take() {
-                Ok(pipe) => self.pipe = Some(Box::new(pipe)),
-                // No descriptors for a pipe: copying works as well.
-                Err(_) => {
-                    self.full = 0;
-                    return Poll::Ready(Ok(0));
-                }
-            }
+            // No descriptors for a pipe: copying works as well.
+            let Ok(pipe) = Pipe::take() else {
+                self.full = 0;
+                return Poll::Ready(Ok(0));
+            };
+            self.pipe = Some(Box::new(pipe));
         }
         loop {
             match ready!(self.from.poll_read_ready(cx)) {
@@ -164,7 +162,7 @@ impl<'a> Pump<'a> {
                 }
                 // The pipe is empty here: an idle connection holds none.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if let Poll::Pending = self.from.poll_read_ready(cx) {
+                    if self.from.poll_read_ready(cx).is_pending() {
                         self.give_back();
                         return Poll::Pending;
                     }

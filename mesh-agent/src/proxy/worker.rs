@@ -213,21 +213,6 @@ impl Worker {
         Connection::open(counters, Arc::clone(&self.counters), pod.name.clone(), otherwise, direction, peer)
     }
 
-    /// Ends it: closed as its ends wanted, or reset.
-    pub(super) fn end(&self, record: Connection, sockets: Sockets, result: Result<(), Error>) {
-        match result {
-            Ok(()) => {
-                sockets.close();
-                record.finish(Reason::Ok);
-            }
-            Err(error) => {
-                tracing::debug!(%error, "connection failed");
-                drop(sockets);
-                record.finish(error.reason());
-            }
-        }
-    }
-
     /// Counts a connection that was never accepted, because its destination did not answer.
     pub(super) fn refused(&self, pod: &Pod, peer: SocketAddr, destination: OrigDst, error: &Error) {
         if let Some(counters) = pod.counters.get(self.index as usize) {
@@ -358,6 +343,21 @@ impl Worker {
             }
             due = tokio::time::Instant::now() + period;
             tokio::time::sleep_until(due).await;
+        }
+    }
+}
+
+/// Ends a connection: closed as its ends wanted, or reset.
+pub(super) fn end(record: Connection, sockets: Sockets, result: Result<(), Error>) {
+    match result {
+        Ok(()) => {
+            sockets.close();
+            record.finish(Reason::Ok);
+        }
+        Err(error) => {
+            tracing::debug!(%error, "connection failed");
+            drop(sockets);
+            record.finish(error.reason());
         }
     }
 }
