@@ -2,15 +2,15 @@
 //!
 //! | map | type | key -> value | written by |
 //! |---|---|---|---|
-//! | `AGENT` | array[1] | 0 -> [`Agent`] | agent, once per start |
-//! | `WORKERS` | array[[`MAX_WORKERS`]] | worker -> [`Worker`] | each worker, every [`WORKER_BEAT_MS`] ms |
+//! | `AGENT` | array, 1 entry | 0 -> [`Agent`] | agent, once per start |
+//! | `WORKERS` | array, [`maps::MAX_WORKERS`] | worker -> [`Worker`] | each worker, every [`WORKER_BEAT_MS`] ms |
 //! | `WORKLOADS` | hash | network namespace cookie -> [`Workload`] | agent |
 //! | `ADDRESSES` | hash | pod address -> [`Inbound`] | agent |
 //! | `NODE_ADDRESSES` | hash | address of this node -> 1 | agent |
 //! | `EXCLUDED_PORTS` | hash | [`PortKey`] -> 1 | agent |
 //! | `EXCLUDED_CIDRS` | LPM trie | [`CidrKey`] -> 1 | agent |
 //! | `LISTENERS` | sockmap | [`listener_index`] -> listening socket | agent; empties itself when the agent dies |
-//! | `GENERATIONS` | array[[`GENERATION_SLOTS`]] | slot of an address -> current generation | agent |
+//! | `GENERATIONS` | array, [`maps::GENERATION_SLOTS`] | slot of an address -> current generation | agent |
 //! | `DECISIONS` | LRU hash | [`DecisionKey`] -> [`Decision`] | agent's workers |
 //! | `BACKENDS` | LRU hash | [`BackendKey`] -> [`Backend`] | agent's workers |
 //! | `FLOWS` | socket storage | socket -> [`Flow`] | connect hooks, sock_ops, agent |
