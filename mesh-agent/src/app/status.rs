@@ -153,8 +153,8 @@ fn node(control: &Control) -> NodeStatus {
         name: control.mesh.node.name.to_string(),
         zone: control.mesh.node.zone.as_deref().map(str::to_owned),
         addresses: control.node_addresses.clone(),
-        source: format!("manifests {}", control.options.manifests.display()),
-        source_age_ms: 0,
+        source: control.mesh.source.description.to_string(),
+        source_age_ms: control.mesh.source.read_at.map_or(0, |at| at.elapsed().as_millis() as u64),
         snapshot: control.mesh.version,
         direct: if control.options.direct { "on" } else { "off" }.to_owned(),
     }

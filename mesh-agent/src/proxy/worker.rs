@@ -361,3 +361,21 @@ pub(super) fn end(record: Connection, sockets: Sockets, result: Result<(), Error
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Accepted, inbound, outbound};
+    use super::*;
+
+    fn size<A, B, C, F: Future>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What a connection holds while it waits is its task; ten thousand idle ones are to fit in 60 MB with all else.
+    #[test]
+    fn a_connection_fits_in_two_kilobytes() {
+        let outbound = size(outbound::serve as fn(Rc<Worker>, Arc<Pod>, Accepted) -> _);
+        let inbound = size(inbound::serve as fn(Rc<Worker>, Arc<Pod>, Accepted) -> _);
+        assert!(outbound <= 2048 && inbound <= 2048, "{outbound} {inbound}");
+    }
+}
