@@ -84,7 +84,7 @@ fn benches(c: &mut Criterion) {
     }
     let mut backends = Vec::new();
     c.bench_function("cacheable/service", |b| {
-        b.iter(|| direct::cacheable(&mesh, black_box(service), &mut backends).is_some())
+        b.iter(|| direct::cacheable(&mesh, black_box(service), &mut backends).is_some());
     });
     c.bench_function("cacheable/pod", |b| b.iter(|| direct::cacheable(&mesh, black_box(pod), &mut backends).is_some()));
 }
