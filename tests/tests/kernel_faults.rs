@@ -21,6 +21,11 @@ fn fate(pair: &Pair, to: SocketAddr) -> std::io::Error {
     connect(&pair.client, to).and_then(|mut stream| stream.read(&mut buffer)).expect_err("nobody is there")
 }
 
+/// Waits until one connection has ended with the reason: its end is seen a little earlier than it is counted.
+fn await_reason(pair: &Pair, reason: Reason) {
+    eventually(&format!("{reason} is counted"), || (pair.agent.reason(reason) == 1).then_some(()));
+}
+
 #[test]
 fn a_closed_port_is_told_to_the_app_and_counted() {
     if !require("kernel", kernel_tier) {
@@ -82,7 +87,7 @@ fn a_black_hole_ends_at_the_connect_timeout() {
     eprintln!("a black hole ends with {error:?} after {took:?}");
     assert!([ErrorKind::TimedOut, ErrorKind::ConnectionReset].contains(&error.kind()), "{error:?}");
     assert!(took > Duration::from_millis(500) && took < Duration::from_secs(3), "{took:?}");
-    assert_eq!(pair.agent.reason(Reason::UpstreamTimeout), 1);
+    await_reason(&pair, Reason::UpstreamTimeout);
     pair.agent.assert_all_accounted();
 }
 
@@ -109,7 +114,7 @@ fn an_address_where_nobody_is_on_the_own_network() {
     // Neighbour discovery gives up after three seconds: EHOSTUNREACH without the mesh.
     eprintln!("an address without a neighbour ends with {error:?} after {:?}", started.elapsed());
     assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
-    assert_eq!(pair.agent.reason(Reason::UpstreamUnreachable), 1);
+    await_reason(&pair, Reason::UpstreamUnreachable);
 }
 
 #[test]
@@ -122,7 +127,7 @@ fn an_address_without_a_route_is_told_at_once() {
     let error = fate(&pair, "10.99.0.1:80".parse().unwrap());
     eprintln!("no route ends with {error:?}");
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
-    assert_eq!(pair.agent.reason(Reason::UpstreamUnreachable), 1);
+    await_reason(&pair, Reason::UpstreamUnreachable);
     pair.agent.assert_all_accounted();
 }
 
@@ -150,7 +155,7 @@ fn a_reset_of_the_server_reaches_the_client() {
     let mut stream = connect(&pair.client, pair.server.at(8080)).unwrap();
     stream.write_all(b"x").unwrap();
     assert_eq!(stream.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-    eventually("it is counted", || (pair.agent.reason(Reason::UpstreamReset) == 1).then_some(()));
+    await_reason(&pair, Reason::UpstreamReset);
     assert_eq!(pair.agent.settled("client").outbound.failed, 1);
 }
 
@@ -172,7 +177,7 @@ fn a_reset_of_the_client_reaches_the_server() {
     stream.read_exact(&mut [0; 1]).unwrap();
     socket::reset(stream);
     assert_eq!(told.recv_timeout(Duration::from_secs(5)).unwrap(), Err(ErrorKind::ConnectionReset));
-    eventually("it is counted", || (pair.agent.reason(Reason::DownstreamReset) == 1).then_some(()));
+    await_reason(&pair, Reason::DownstreamReset);
 }
 
 #[test]
@@ -326,21 +331,15 @@ fn descriptors_run_out_and_come_back() {
     }
     // Twice as many as there is room for. Those that find none wait, or are reset: they are not lost in silence.
     let held: Vec<_> = (0..40).map(|_| connect(&pair.client, pair.server.at(8080))).collect();
-    eventually("it is counted", || (reasons(&pair) > 0).then_some(()));
+    eventually("it is logged", || pair.agent.log().contains("fd_limit").then_some(()));
     drop(held);
+    eventually("it is counted", || (pair.agent.reason(Reason::FdLimit) > 0).then_some(()));
     eventually("it recovers", || round_trip(&pair.client, pair.server.at(8080)).ok());
     pair.agent.settled("client");
     for _ in 0..10 {
         round_trip(&pair.client, pair.server.at(8080)).unwrap();
     }
     eventually("nothing is lost", || (pair.agent.pod("client").unaccounted == 0).then_some(()));
-}
-
-/// Descriptor shortages, as the agent tells them; it may have none left to answer with.
-fn reasons(pair: &Pair) -> u64 {
-    let output = pair.agent.run(&["status", "-o", "json"]);
-    let status: Option<mesh_agent::model::Status> = serde_json::from_slice(&output.stdout).ok();
-    status.and_then(|status| status.reasons.get(&Reason::FdLimit).copied()).unwrap_or(0)
 }
 
 #[test]
