@@ -42,7 +42,7 @@ impl App {
         let address = listener.local_addr().expect("it is bound");
         listener.set_nonblocking(true).expect("a socket");
         let (tell, seen) = mpsc::channel();
-        let (stopped, stop) = nix::unistd::pipe().expect("descriptors");
+        let (stopped, stop) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("descriptors");
         let serve = Arc::new(serve);
         let thread = std::thread::spawn(move || {
             loop {
