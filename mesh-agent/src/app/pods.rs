@@ -136,33 +136,34 @@ impl Pods {
         {
             anyhow::bail!("its network namespace is that of pod {}", other.pod.name);
         }
-        // A pod that left and still has connections keeps its slot and its counters.
-        let before = self.enrolled.remove(&workload.name).filter(|pod| pod.cookie == found.cookie);
-        let (slot, base, pod) = if let Some(before) = before {
-            (before.slot, before.base, before.pod)
-        } else {
-            let (slot, base) = self.slot(datapath, found.cookie)?;
-            (slot, base, Arc::new(Pod::new(workload.name.clone(), slot.0, netns, count)))
+        // A pod that left and still has connections keeps its slot and its counters; one that was replaced does not.
+        let before = self.enrolled.remove(&workload.name);
+        let (slot, base, pod) = match before {
+            Some(before) if before.cookie == found.cookie => (before.slot, before.base, before.pod),
+            before => {
+                if let Some(replaced) = before {
+                    retire(datapath, workers, &replaced);
+                }
+                let (slot, base) = self.slot(datapath, found.cookie)?;
+                (slot, base, Arc::new(Pod::new(workload.name.clone(), slot.0, netns, count)))
+            }
         };
         let mut config = self.config(workload, found.cookie, &found.addresses);
         config.generation = self.next_generation();
         pod.set_generation(config.generation);
-        datapath.set_listeners(slot, &found.listeners)?;
+        let set = datapath.set_listeners(slot, &found.listeners);
         let listeners = found.listeners;
         for ((worker, outbound), inbound) in workers.iter().zip(listeners.outbound).zip(listeners.inbound) {
             worker.send(Command::Add(Arc::clone(&pod), PodListeners { outbound, inbound }));
         }
-        datapath.arm(slot, pod.netns.file(), &config)?;
-        tracing::info!(pod = %workload.name, netns = %path.display(), slot = slot.0, mode = ?config.mode, "armed");
-        let enrolled = Enrolled {
-            pod,
-            cookie: found.cookie,
-            slot,
-            config,
-            stage: Stage::Armed,
-            limbo: Some(listeners.limbo),
-            base,
-        };
+        let (stage, limbo) = (Stage::Armed, Some(listeners.limbo));
+        let enrolled = Enrolled { pod, cookie: found.cookie, slot, config, stage, limbo, base };
+        if let Err(error) = set.and_then(|()| datapath.arm(slot, enrolled.pod.netns.file(), &enrolled.config)) {
+            retire(datapath, workers, &enrolled);
+            return Err(error.into());
+        }
+        let mode = enrolled.config.mode;
+        tracing::info!(pod = %workload.name, netns = %path.display(), slot = slot.0, ?mode, "armed");
         self.enrolled.insert(workload.name.clone(), enrolled);
         Ok(())
     }
@@ -231,15 +232,7 @@ impl Pods {
         for (name, pod) in &mut self.enrolled {
             match pod.stage {
                 Stage::Armed | Stage::Settling(_) if !pod.pod.netns.is_still_there() => {
-                    tracing::info!(pod = %name, "its network namespace is gone");
-                    let result =
-                        datapath.disarm(pod.slot, pod.cookie).and_then(|()| datapath.forget(pod.slot, pod.cookie));
-                    if let Err(error) = result {
-                        tracing::error!(pod = %name, %error, "cannot disarm");
-                    }
-                    for worker in workers {
-                        worker.send(Command::Abort(Arc::clone(&pod.pod), Reason::WorkloadGone));
-                    }
+                    retire(datapath, workers, pod);
                     pod.limbo = None;
                     pod.stage = Stage::Closed;
                 }
@@ -291,6 +284,20 @@ impl Pods {
     fn next_generation(&mut self) -> u32 {
         self.generation += 1;
         self.generation
+    }
+}
+
+/// A pod's network namespace is gone or another one's, or it could not be armed: it is forgotten at once, and its
+/// connections end.
+fn retire(datapath: &mut Datapath, workers: &[WorkerHandle], pod: &Enrolled) {
+    let name = &pod.pod.name;
+    tracing::info!(pod = %name, "no longer captured; its connections end");
+    let result = datapath.disarm(pod.slot, pod.cookie).and_then(|()| datapath.forget(pod.slot, pod.cookie));
+    if let Err(error) = result {
+        tracing::error!(pod = %name, %error, "cannot disarm");
+    }
+    for worker in workers {
+        worker.send(Command::Abort(Arc::clone(&pod.pod), Reason::WorkloadGone));
     }
 }
 
