@@ -13,6 +13,7 @@ use std::{
 };
 
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
 /// `union bpf_attr` of BPF_OBJ_GET (include/uapi/linux/bpf.h).
@@ -30,6 +31,18 @@ struct LinkUpdate {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// `union bpf_attr` of BPF_PROG_QUERY, as far as it is needed.
+#[repr(C)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    reserved: u32,
 }
 
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
@@ -55,6 +68,25 @@ pub fn bpf_link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Res
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// Ids of the programs of an attach type (`enum bpf_attach_type`) on a cgroup, in the order in which they run.
+pub fn bpf_prog_query(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    // More than 64 are not allowed on one cgroup (BPF_CGROUP_MAX_PROGS).
+    let mut ids = vec![0_u32; 64];
+    let attr = ProgQuery {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: ids.len() as u32,
+        reserved: 0,
+    };
+    bpf(BPF_PROG_QUERY, &attr)?;
+    // The kernel has written the count back, where the compiler does not expect it: what was not written is 0.
+    ids.retain(|id| *id != 0);
+    Ok(ids)
 }
 
 /// Cookie of the network namespace that the socket lives in (SO_NETNS_COOKIE, Linux 5.14).

@@ -10,7 +10,7 @@ use aya::{
     Ebpf,
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps,
-        links::{FdLink, LinkInfo, PinnedLink},
+        links::{FdLink, PinnedLink},
     },
 };
 
@@ -75,6 +75,11 @@ fn pin_link(link: FdLink, program: &'static str, pin: &Path) -> Result<(), Error
 /// Whether the link at `pin` lives and runs this very program.
 pub(super) fn is_attached(ebpf: &Ebpf, name: &str, pin: &Path) -> bool {
     let own = ebpf.program(name).and_then(|program| program.info().ok()).map(|info| info.id());
-    let linked = PinnedLink::from_pin(pin).ok().and_then(|link| FdLink::from(link).info().ok());
-    own.is_some() && own == linked.map(|info: LinkInfo| info.program_id())
+    own.is_some() && own == program_of(pin)
+}
+
+/// Id of the program in the link at `pin`.
+pub(super) fn program_of(pin: &Path) -> Option<u32> {
+    let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
+    Some(link.info().ok()?.program_id())
 }

@@ -1,6 +1,6 @@
 //! What the agent needs of the machine.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use nix::sys::{
     resource::{Resource, getrlimit},
@@ -11,7 +11,7 @@ use super::Check;
 use crate::{
     admin::lock,
     cli::{host, output::units},
-    datapath,
+    datapath::{self, Foreign},
 };
 
 /// Oldest kernel that the programs are tested on.
@@ -109,6 +109,27 @@ pub(super) fn bpffs(point: &Path) -> Check {
                 point.display()
             ),
         ),
+    }
+}
+
+pub(super) fn foreign_programs(bpffs: &Path, cgroup: &Path) -> Check {
+    judge_foreign(datapath::foreign(bpffs, cgroup))
+}
+
+fn judge_foreign(found: io::Result<Vec<Foreign>>) -> Check {
+    const NAME: &str = "other programs";
+    match found {
+        Ok(foreign) if foreign.is_empty() => Check::ok(NAME, "none on the hooks that the agent uses"),
+        Ok(foreign) => {
+            let list: Vec<String> =
+                foreign.iter().map(|other| format!("{} ({}, id {})", other.name, other.hook, other.id)).collect();
+            Check::warn(
+                NAME,
+                format!("on the hooks that the agent uses: {}", list.join(", ")),
+                "Another agent's are fine. If they rewrite addresses for pods (Cilium: set socketLB.hostNamespaceOnly=true; Calico eBPF: disable connect-time load balancing), the mesh sees rewritten destinations.",
+            )
+        }
+        Err(error) => Check::warn(NAME, format!("cannot be listed: {error}"), "Run the check as root."),
     }
 }
 

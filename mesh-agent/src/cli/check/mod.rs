@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{
-    Bpffs, Cgroup, FAILED, RunDir,
+    Bpffs, Cgroup, FAILED, RunDir, host,
     output::text::{Paint, Tone, printable, wrap},
     print,
 };
@@ -112,6 +112,9 @@ fn all(args: &Args) -> Vec<Check> {
         host_checks::descriptors(),
         other_agent,
     ];
+    if let Some(cgroup) = args.cgroup.cgroup.clone().or_else(|| host::cgroup_mount().ok().flatten()) {
+        checks.push(host_checks::foreign_programs(&args.bpffs.bpffs, &cgroup));
+    }
     if let Some(manifests) = &args.manifests {
         checks.extend(ports::checks(manifests, agent_runs));
     }
