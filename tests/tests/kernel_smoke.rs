@@ -6,7 +6,7 @@ use std::{
 };
 
 use mesh_tests::{
-    Agent, App, Node, Pod,
+    App, Pair,
     agent::kernel_tier,
     require, socket,
     socket::{canonical, connect, exchange},
