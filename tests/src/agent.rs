@@ -21,6 +21,8 @@ use crate::{
     wait::{eventually, within},
 };
 
+/// How long the agent may take to start: the kernel verifies its programs, and a debug build is slow to load them.
+const START: Duration = Duration::from_secs(60);
 /// Environment variable with the path of the agent; `cargo xtask test` sets it.
 const MESH_AGENT_BIN: &str = "MESH_AGENT_BIN";
 
@@ -70,7 +72,7 @@ impl Agent {
     /// When it does not become ready; its log is shown.
     pub fn start(node: &Node, arguments: &[&str]) -> Self {
         let mut agent = Self::spawn(node, arguments);
-        eventually("the agent is ready", || {
+        within(START, "the agent is ready", || {
             if let Some(status) = agent.child.try_wait().expect("our child") {
                 panic!("the agent ended with {status}:\n{}", agent.log());
             }
