@@ -186,11 +186,3 @@ pub const fn is_unspecified(address: &Address) -> bool {
 pub const fn outbound_loopback(slot: u32, spread: u32) -> u32 {
     (0x7f00_0000 | (slot + 256) << 8 | (spread & 0xff)).to_be()
 }
-
-/// The slot in an address made by [`outbound_loopback`], or 0.
-#[inline(always)]
-pub const fn slot_of_loopback(address: u32) -> u32 {
-    let host = u32::from_be(address);
-    let slot = (host >> 8) & 0xffff;
-    if host >> 24 == 127 && slot > 256 && slot < 256 + crate::maps::MAX_SLOTS { slot - 256 } else { 0 }
-}

@@ -86,15 +86,18 @@ fn from_the_pod(ctx: &SkLookupContext, tuple: &Tuple) -> u32 {
         Some(flow) if flow.kind == FLOW_REDIRECTED => (flow.slot, flow.held, flow.original),
         _ => return SK_PASS,
     };
+    let worker = worker::pick();
     if held != 0 {
         match reach(slot, &original).state {
             REACH_OPEN => {}
             REACH_REFUSED => return SK_DROP,
+            // Nobody will find out: the agent is stuck.
+            _ if worker.is_none() => return SK_DROP,
             // Silence: the client tries again.
             _ => return if steer(ctx, slot, LIMBO, Some(0)) { SK_PASS } else { SK_DROP },
         }
     }
-    if steer(ctx, slot, OUTBOUND, worker::pick()) { SK_PASS } else { SK_DROP }
+    if steer(ctx, slot, OUTBOUND, worker) { SK_PASS } else { SK_DROP }
 }
 
 #[inline(always)]

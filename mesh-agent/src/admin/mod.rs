@@ -16,6 +16,11 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("admin.sock")
 }
 
+/// File in a run folder that names the bpffs that the agent has mounted, if it has.
+pub fn mounted_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("mounted-bpffs")
+}
+
 /// Path of the lock in a run folder.
 pub fn lock_path(run_dir: &Path) -> PathBuf {
     run_dir.join("lock")

@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    admin::{lock::RunLock, server::Server},
+    admin::{self, lock::RunLock, server::Server},
     datapath::{self, Datapath},
     discovery,
     model::Mesh,
@@ -67,6 +67,11 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         object: options.ebpf_object.clone(),
     };
     let mut datapath = Datapath::load(&datapath_options)?;
+    if datapath.mounted_bpffs() {
+        let path = admin::mounted_path(&options.run_dir);
+        std::fs::write(&path, options.bpffs.as_os_str().as_encoded_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
 
     // Then those who will take the connections.
     let (snapshots, for_workers) = watch::channel(Arc::new(Mesh::default()));

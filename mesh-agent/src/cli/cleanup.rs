@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 
 use super::{Bpffs, RunDir, print};
 use crate::{
-    admin::{lock, lock_path, socket_path},
+    admin::{lock, lock_path, mounted_path, socket_path},
     datapath,
 };
 
@@ -54,6 +54,15 @@ fn clean(run_dir: &Path, bpffs: &Path, force: bool) -> anyhow::Result<Vec<PathBu
     };
     let mut removed = datapath::cleanup(bpffs)
         .with_context(|| format!("cannot remove the pins below {}; are you root?", bpffs.display()))?;
+    let mounted = mounted_path(run_dir);
+    if fs::read(&mounted).is_ok_and(|path| path == bpffs.as_os_str().as_encoded_bytes()) {
+        let unmounted = datapath::unmount(bpffs).with_context(|| {
+            format!("cannot unmount {}, which the agent had mounted; are you root?", bpffs.display())
+        })?;
+        if unmounted {
+            removed.push(bpffs.to_path_buf());
+        }
+    }
     for path in run_files(run_dir)? {
         match fs::remove_file(&path) {
             Ok(()) => removed.push(path),
@@ -72,7 +81,7 @@ fn clean(run_dir: &Path, bpffs: &Path, force: bool) -> anyhow::Result<Vec<PathBu
 
 /// The files an agent makes in its run folder, the socket's short-lived names included.
 fn run_files(run_dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files = vec![socket_path(run_dir)];
+    let mut files = vec![socket_path(run_dir), mounted_path(run_dir)];
     let entries = match fs::read_dir(run_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),

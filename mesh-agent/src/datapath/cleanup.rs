@@ -72,6 +72,19 @@ fn gone(result: io::Result<()>) -> io::Result<bool> {
     }
 }
 
+/// Unmounts a bpffs that holds nothing any more. False if somebody has pins in it.
+pub fn unmount(bpffs: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(bpffs)? {
+        // The kernel's own, in every bpffs, and not to be removed.
+        let name = entry?.file_name();
+        if name != "maps.debug" && name != "progs.debug" {
+            return Ok(false);
+        }
+    }
+    nix::mount::umount(bpffs)?;
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

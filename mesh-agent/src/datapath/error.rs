@@ -8,7 +8,7 @@ pub enum Error {
     /// The binary was built without the eBPF toolchain.
     #[error(
         "this binary has no eBPF programs in it: it was built without the eBPF toolchain; \
-         run ./xtask/run build, or pass --ebpf-object PATH"
+         run ./xtask/run dist, or pass --ebpf-object PATH"
     )]
     NotBuilt,
     /// The object file cannot be read.

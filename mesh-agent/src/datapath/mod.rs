@@ -21,7 +21,7 @@ use aya::{
 use mesh_common::{ABI_VERSION, Agent};
 
 pub use attempts::{Attempt, Attempts};
-pub use cleanup::cleanup;
+pub use cleanup::{cleanup, unmount};
 pub use error::Error;
 pub use foreign::{Foreign, foreign};
 pub use maps::{CachedBackend, CachedWay, OriginalFlow, Reachable, WorkerMaps};
@@ -56,12 +56,14 @@ pub struct Datapath {
     cgroup: PathBuf,
     /// Whether maps of an earlier agent were found and taken over.
     adopted: bool,
+    /// Whether bpffs was not mounted before.
+    mounted: bool,
 }
 
 impl Datapath {
     /// Loads the programs; maps that are pinned by an agent of the same ABI are adopted, with what is in them.
     pub fn load(options: &Options) -> Result<Self, Error> {
-        let pins = Pins::prepare(&options.bpffs)?;
+        let (pins, mounted) = Pins::prepare(&options.bpffs)?;
         let adopted = pins.map("WORKLOADS").exists();
         let mut loader = EbpfLoader::new();
         for name in mesh_common::maps::NAMES {
@@ -75,12 +77,17 @@ impl Datapath {
         load_program::<SockOps>(&mut ebpf, SOCK_OPS, SockOps::load)?;
         load_program::<SkLookup>(&mut ebpf, SK_LOOKUP, SkLookup::load)?;
         let maps = ControlMaps::open(&pins)?;
-        Ok(Self { ebpf, maps, pins, cgroup: options.cgroup.clone(), adopted })
+        Ok(Self { ebpf, maps, pins, cgroup: options.cgroup.clone(), adopted, mounted })
     }
 
     /// Whether an earlier agent's state was adopted.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Whether bpffs was mounted by this agent: then it is for `cleanup` to unmount.
+    pub fn mounted_bpffs(&self) -> bool {
+        self.mounted
     }
 
     /// Says who the agent is. From now on its own sockets pass.

@@ -23,11 +23,12 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Makes the directory; mounts bpffs where none is mounted.
-    pub(super) fn prepare(bpffs: &Path) -> Result<Self, Error> {
+    /// Makes the directory; mounts bpffs where none is mounted, and says whether it did.
+    pub(super) fn prepare(bpffs: &Path) -> Result<(Self, bool), Error> {
         let fail = |source| Error::Bpffs { path: bpffs.to_owned(), source };
         fs::create_dir_all(bpffs).map_err(fail)?;
-        if !is_bpffs(bpffs) {
+        let mounts = !is_bpffs(bpffs);
+        if mounts {
             mount(
                 Some("bpf"),
                 bpffs,
@@ -40,7 +41,7 @@ impl Pins {
         }
         let directory = Self::root(bpffs).join(format!("v{ABI_VERSION}"));
         fs::create_dir_all(&directory).map_err(|source| Error::Pin { path: directory.clone(), source })?;
-        Ok(Self { directory })
+        Ok((Self { directory }, mounts))
     }
 
     /// Everything that an agent of any version pins is below this.

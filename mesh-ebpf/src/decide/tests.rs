@@ -1,4 +1,4 @@
-use mesh_common::{FLOW_DIRECT, FLOW_REDIRECTED, REACH_OPEN, slot_of_loopback};
+use mesh_common::{FLOW_DIRECT, FLOW_REDIRECTED, REACH_OPEN, maps::MAX_SLOTS};
 
 use super::*;
 
@@ -8,6 +8,13 @@ const STRICT: u32 = WORKLOAD_STRICT;
 
 fn v4(a: u8, b: u8, c: u8, d: u8) -> Address {
     v4_mapped(u32::from_ne_bytes([a, b, c, d]))
+}
+
+/// The slot that an address of the connect hook names; 0 for the pods' own loopback addresses.
+fn slot_of_loopback(address: u32) -> u32 {
+    let [first, high, low, _] = address.to_ne_bytes();
+    let slot = u32::from(u16::from_be_bytes([high, low]));
+    if first == 127 && slot > 256 && slot < 256 + MAX_SLOTS { slot - 256 } else { 0 }
 }
 
 #[test]
