@@ -89,9 +89,11 @@ fn a_stuck_agent_is_noticed_by_its_missing_beat() {
     let started = Instant::now();
     // Until the heartbeat is stale, connections wait for the stuck one.
     eventually("connections pass", || {
-        let stream = connect(&pair.client, pair.server.at(8080)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_millis(200))).ok()?;
-        exchange(stream, "hello").ok()
+        let to = pair.server.at(8080);
+        let socket = mesh_tests::socket::new(&pair.client, to);
+        socket.connect_timeout(&to.into(), Duration::from_millis(300)).ok()?;
+        socket.set_read_timeout(Some(Duration::from_millis(300))).ok()?;
+        exchange(std::net::TcpStream::from(socket), "hello").ok()
     });
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     nix::sys::signal::kill(pair.agent.pid(), nix::sys::signal::Signal::SIGCONT).unwrap();
