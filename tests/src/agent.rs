@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long the agent may take to start: the kernel verifies its programs, and a debug build is slow to load them.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 /// Environment variable with the path of the agent; `cargo xtask test` sets it.
 const MESH_AGENT_BIN: &str = "MESH_AGENT_BIN";
 
@@ -120,7 +120,7 @@ impl Agent {
 
     /// Its process.
     pub fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id() as i32)
+        Pid::from_raw(self.child.id().cast_signed())
     }
 
     /// Its bpffs.

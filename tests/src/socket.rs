@@ -87,6 +87,7 @@ pub fn read_all(pod: &Pod, to: SocketAddr) -> io::Result<String> {
 /// Closes with RST.
 pub fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket");
+    drop(stream);
 }
 
 /// Without v4-mapping.

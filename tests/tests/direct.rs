@@ -1,4 +1,11 @@
 //! The two spines of the proxy in this process, with a kernel that tests make up. No privileges needed.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::{
     io::{ErrorKind, Read, Write},

@@ -1,4 +1,11 @@
 //! Direct connections: after the first decision there is no proxy in the path, and no decision outlives its reasons.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::{
     collections::BTreeMap,

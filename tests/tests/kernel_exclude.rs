@@ -1,4 +1,11 @@
 //! Exclusions: by port and by block, of both directions, changed live.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use mesh_tests::{App, Pair, agent::kernel_tier, manifest, node::NAMESPACE, require, socket::round_trip};
 

@@ -1,4 +1,11 @@
 //! What goes wrong on either side of the agent looks to the other side as it would without the agent.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::{
     io::{ErrorKind, Read, Write},

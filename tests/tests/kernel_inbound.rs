@@ -1,4 +1,11 @@
 //! What is opened to a workload: by strangers, by the node, in the clear.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::{
     io::{self, Read},

@@ -1,4 +1,11 @@
 //! The agent dies, comes back, drains, is refused, is removed.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::{
     io::{ErrorKind, Read},

@@ -1,4 +1,11 @@
 //! Bad manifests: what is wrong is told where, and the last good state stays in force.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use mesh_agent::model::{PodState, Problem, Reason};
 use mesh_tests::{App, Pair, agent::kernel_tier, eventually, manifest, node::NAMESPACE, require, socket::round_trip};

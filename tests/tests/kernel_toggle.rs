@@ -1,4 +1,11 @@
 //! In and out of the mesh, live: nobody notices, and it is quick.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},

@@ -1,4 +1,11 @@
 //! The agent's listeners and namespaces, for real.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
@@ -13,7 +20,7 @@ use mesh_agent::net::{
 };
 use mesh_tests::sandbox::isolated;
 
-const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE: Duration = Duration::from_mins(1);
 
 #[test]
 fn a_listener_takes_both_families_on_its_port() {

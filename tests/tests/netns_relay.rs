@@ -1,4 +1,11 @@
 //! The relay over real sockets, in a network namespace of its own.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::{
     io::{ErrorKind, Read, Write},
