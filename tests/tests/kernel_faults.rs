@@ -222,12 +222,14 @@ fn a_server_may_end_first_and_still_read() {
     assert_eq!(pair.agent.settled("client").outbound.failed, 0);
 }
 
+/// What is pushed against a reader that stalls.
+const SIZE: usize = 64 * 1024 * 1024;
+
 #[test]
 fn a_reader_that_stalls_costs_no_memory_and_gets_every_byte() {
     if !require("kernel", kernel_tier) {
         return;
     }
-    const SIZE: usize = 64 * 1024 * 1024;
     let pair = Pair::relayed();
     let (go, wait) = mpsc::channel::<()>();
     let (tell, told) = mpsc::channel();
