@@ -66,6 +66,8 @@ pub struct Flow {
     pub generations: [u32; 2],
     /// Not 0 where nobody knew yet whether the destination answers: the handshake waits for it ([`Reach`]).
     pub held: u32,
+    /// Not 0 for a subflow of an MPTCP socket: the app's own socket is another one, without a flow.
+    pub subflow: u32,
 }
 
 /// Connections to the destination succeed: the agent's listener may answer at once.

@@ -35,7 +35,7 @@ layout! {
     CidrKey: 2 * 4 + 16, 4;
     Endpoint: 16 + 4, 4;
     Tuple: 2 * 16 + 2 * 2, 4;
-    Flow: 2 * 4 + 3 * 20 + 4 * 4 + 4, 4;
+    Flow: 2 * 4 + 3 * 20 + 4 * 4 + 2 * 4, 4;
     Reach: 8 + 2 * 4, 8;
     Attempt: 36 + 2 * 4 + 2 * 20, 4;
     DecisionKey: 2 * 4 + 16, 4;

@@ -4,7 +4,10 @@ use aya_ebpf::{
     EbpfContext,
     bindings::bpf_sock_addr,
     cty::c_void,
-    helpers::{bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_setsockopt},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_setsockopt,
+        bpf_skc_to_mptcp_sock,
+    },
     maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
@@ -142,6 +145,7 @@ fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
         actual: target,
         chosen,
         held: u32::from(reach.state != REACH_OPEN),
+        subflow: u32::from(is_subflow(sk)),
         ..Flow::default()
     };
     // SAFETY: the socket of the context.
@@ -264,6 +268,13 @@ fn set_up(ctx: &SockAddrContext, agent: &Agent) {
 fn set_option(ctx: &SockAddrContext, level: i32, name: i32, mut value: i32) {
     // SAFETY: the kernel reads four bytes of `value`.
     unsafe { bpf_setsockopt(ctx.as_ptr(), level, name, (&raw mut value).cast(), 4) };
+}
+
+/// Whether the socket is the subflow of an MPTCP socket, which is what the hook is given in the app's socket's place.
+#[inline(always)]
+fn is_subflow(sk: *mut c_void) -> bool {
+    // SAFETY: the socket of the context; the answer is only compared (Linux 5.19).
+    unsafe { !bpf_skc_to_mptcp_sock(sk).is_null() }
 }
 
 #[inline(always)]

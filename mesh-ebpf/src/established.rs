@@ -207,7 +207,10 @@ fn take_over(ctx: &SockOpsContext, flow: &mut Flow) {
             flow.chosen = sent.chosen;
             flow.held = sent.held;
             flow.kind = FLOW_OUTBOUND;
-            let _ = HANDOVERS.remove(&key);
+            // An MPTCP socket has no flow of its own: getpeername looks here.
+            if sent.subflow == 0 {
+                let _ = HANDOVERS.remove(&key);
+            }
             count(flow.slot, |c| c.out_established += 1);
         }
         _ => count(flow.slot, |c| c.out_orphaned += 1),
@@ -226,8 +229,10 @@ fn on_state(ctx: &SockOpsContext, sk: *mut c_void) {
         return;
     }
     flow.kind = mesh_common::FLOW_NONE;
-    // SAFETY: the kernel's context. bytes_acked counts the SYN and the FIN as well; see the end of this function.
+    // SAFETY: the kernel's context.
     let (acked, received) = unsafe { ((*ctx.ops).bytes_acked, (*ctx.ops).bytes_received) };
+    // SYN and FIN count as a byte each, in the one direction both, in the other the FIN.
+    let (acked, received) = (acked.saturating_sub(2), received.saturating_sub(1));
     count(flow.slot, |c| {
         c.direct_closed += 1;
         c.direct_sent_bytes += acked;

@@ -2,12 +2,14 @@
 
 use aya_ebpf::{EbpfContext, cty::c_void, helpers::bpf_get_netns_cookie, programs::SockAddrContext};
 use mesh_common::{
-    Address, Endpoint, FLOW_ACCEPTED, FLOW_DIRECT, FLOW_REDIRECTED, Flow, is_loopback, is_unspecified, is_v4_mapped,
-    v4_mapped,
+    Address, Endpoint, FLOW_ACCEPTED, FLOW_DIRECT, FLOW_REDIRECTED, Flow, Tuple, is_loopback, is_unspecified,
+    is_v4_mapped, v4_mapped,
 };
 use mesh_ebpf::decide;
 
-use crate::maps::{FLOWS, WORKLOADS};
+use crate::maps::{FLOWS, HANDOVERS, WORKLOADS};
+
+const IPPROTO_MPTCP: u32 = 262;
 
 /// getpeername4, and accept() of an IPv4 socket.
 #[inline(always)]
@@ -65,11 +67,31 @@ pub(crate) fn getsockname6(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn peer(ctx: &SockAddrContext, actual: Address) -> Option<Endpoint> {
-    let flow = flow(ctx)?;
     // SAFETY: the kernel's context.
     let port = unsafe { u32::from(u16::from_be((*ctx.sock_addr).user_port as u16)) };
+    let Some(flow) = flow(ctx) else { return peer_of_mptcp(ctx, actual, port) };
     let ours = flow.kind == FLOW_REDIRECTED || flow.kind == FLOW_DIRECT || flow.kind == FLOW_ACCEPTED;
     (ours && decide::speaks_of(flow, &actual, port)).then_some(flow.original)
+}
+
+/// An MPTCP socket's flow is on its subflow; what that handed over is found by the 4-tuple, which both have.
+#[inline(always)]
+fn peer_of_mptcp(ctx: &SockAddrContext, actual: Address, port: u32) -> Option<Endpoint> {
+    // SAFETY: the kernel's context; sock_addr programs always have a socket.
+    unsafe {
+        if (*ctx.sock_addr).protocol != IPPROTO_MPTCP || !decide::is_outbound_port(port) {
+            return None;
+        }
+        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        let source = if is_v4_mapped(&actual) {
+            v4_mapped((*sk).src_ip4)
+        } else {
+            [(*sk).src_ip6[0], (*sk).src_ip6[1], (*sk).src_ip6[2], (*sk).src_ip6[3]]
+        };
+        let source_port = (*sk).src_port as u16;
+        let tuple = Tuple { source, destination: actual, source_port, destination_port: port as u16 };
+        HANDOVERS.get_ptr(&tuple).and_then(|f| f.as_ref()).map(|flow| flow.original)
+    }
 }
 
 #[inline(always)]

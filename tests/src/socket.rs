@@ -33,7 +33,8 @@ pub fn connect_here(to: SocketAddr) -> io::Result<TcpStream> {
 pub fn patient(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_nodelay(true)?;
+    // Fails on a socket that was reset meanwhile, which is for the test to notice by reading.
+    let _ = stream.set_nodelay(true);
     Ok(stream)
 }
 

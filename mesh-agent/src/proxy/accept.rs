@@ -1,6 +1,12 @@
 //! The accept loop: one task per listener.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::net::{TcpListener, TcpStream};
 
@@ -8,7 +14,9 @@ use super::{Pod, Worker, inbound, outbound};
 use crate::{model::Reason, telemetry::Direction};
 
 /// How long to wait before accepting again when there are no descriptors: waiting connections stay in the queue.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often that is worth a line in the log.
+const SAY_AFTER: Duration = Duration::from_secs(10);
 
 /// A connection that was just accepted.
 #[derive(Debug)]
@@ -21,6 +29,7 @@ pub struct Accepted {
 
 /// Accepts until it is aborted.
 pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener, direction: Direction) {
+    let mut said: Option<Instant> = None;
     loop {
         match listener.accept().await {
             Ok((socket, peer)) => {
@@ -32,7 +41,10 @@ pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener
             }
             Err(error) if is_exhausted(&error) => {
                 worker.counters.ended(Reason::FdLimit);
-                tracing::warn!(pod = %pod.name, %error, reason = Reason::FdLimit.code(), "cannot accept; waiting");
+                if said.is_none_or(|said| said.elapsed() >= SAY_AFTER) {
+                    said = Some(Instant::now());
+                    tracing::warn!(pod = %pod.name, %error, reason = Reason::FdLimit.code(), "cannot accept; waiting");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
             // The peer has gone again (ECONNABORTED), or a network error is pending on the new socket: accept(2).

@@ -29,6 +29,12 @@ async fn run(
     let destination = OrigDst(canonical(sockets.downstream.local_addr().map_err(Error::Downstream)?));
     record.original = Some(destination.0);
 
+    // Only what comes from outside the pod is steered here. The rest dials the agent's own port: going on would dial it
+    // again, without end.
+    if peer.ip().is_loopback() || peer.ip() == destination.0.ip() {
+        return Err(Error::NoOriginalDestination);
+    }
+
     // Plaintext from somebody the kernel does not vouch for. A pod that is no longer in the snapshot is being disarmed.
     let mode = worker.mesh().workloads.get(&pod.name).map_or(Mode::Permissive, |workload| workload.mode);
     policy::admit_plaintext(mode).map_err(Error::Refused)?;
