@@ -1,5 +1,7 @@
 //! getpeername and getsockname: the app sees the peer it asked for, the client that called it, and its own address.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::{EbpfContext, cty::c_void, helpers::bpf_get_netns_cookie, programs::SockAddrContext};
 use mesh_common::{
     Address, Endpoint, FLOW_ACCEPTED, FLOW_DIRECT, FLOW_REDIRECTED, Flow, Tuple, is_loopback, is_unspecified,
@@ -7,7 +9,7 @@ use mesh_common::{
 };
 use mesh_ebpf::decide;
 
-use crate::maps::{FLOWS, HANDOVERS, WORKLOADS};
+use crate::maps::{FLOWS, HANDOVERS, WORKLOADS, words};
 
 const IPPROTO_MPTCP: u32 = 262;
 
@@ -83,11 +85,9 @@ fn peer_of_mptcp(ctx: &SockAddrContext, actual: Address, port: u32) -> Option<En
             return None;
         }
         let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
-        let source = if is_v4_mapped(&actual) {
-            v4_mapped((*sk).src_ip4)
-        } else {
-            [(*sk).src_ip6[0], (*sk).src_ip6[1], (*sk).src_ip6[2], (*sk).src_ip6[3]]
-        };
+        // Both families are read before one is chosen, as in `established.rs`.
+        let (source4, source6) = (v4_mapped(read_volatile(&raw const (*sk).src_ip4)), words(&raw const (*sk).src_ip6));
+        let source = if is_v4_mapped(&actual) { source4 } else { source6 };
         let source_port = (*sk).src_port as u16;
         let tuple = Tuple { source, destination: actual, source_port, destination_port: port as u16 };
         HANDOVERS.get_ptr(&tuple).and_then(|f| f.as_ref()).map(|flow| flow.original)
