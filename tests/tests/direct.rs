@@ -20,11 +20,11 @@ use std::{
 
 use mesh_agent::{
     model::{
-        Destination, Endpoint, Exclusions, Location, Mesh, Mode, Node, ObjectName, OrigDst, Reason, Service,
+        Destination, Endpoint, Exclusions, Location, Mesh, Mode, Node, ObjectName, OrigDst, Reachable, Reason, Service,
         ServicePort, Target, TrafficDistribution, Workload,
     },
     net::netns::Netns,
-    proxy::{self, Command, Config, Kernel, Original, Pod, PodListeners, Reachable, WorkerHandle, direct::Cacheable},
+    proxy::{self, Command, Config, Kernel, Original, Pod, PodListeners, WorkerHandle, direct::Cacheable},
 };
 use mesh_tests::{App, app, eventually, socket};
 use tokio::sync::{oneshot, watch};

@@ -6,9 +6,9 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::net::TcpStream;
 
 use crate::{
-    datapath::{self, CachedBackend, CachedWay, WorkerMaps},
-    model::OrigDst,
-    proxy::{Kernel, Original, Reachable, direct::Cacheable},
+    datapath::{CachedBackend, CachedWay, WorkerMaps},
+    model::{OrigDst, Reachable},
+    proxy::{Kernel, Original, direct::Cacheable},
 };
 
 /// One worker's handles.
@@ -21,11 +21,6 @@ impl Kernel for KernelMaps {
     }
 
     fn set_reach(&mut self, slot: u32, destination: OrigDst, reachable: Reachable, valid: Duration) -> io::Result<()> {
-        let reachable = match reachable {
-            Reachable::Open => datapath::Reachable::Open,
-            Reachable::Refused(errno) => datapath::Reachable::Refused(errno),
-            Reachable::Unknown => datapath::Reachable::Unknown,
-        };
         let until = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?) + valid;
         self.0.set_reach(slot, destination.0, reachable, until.as_nanos() as u64).map_err(io::Error::other)
     }

@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
 };
@@ -9,7 +10,7 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps,
+        CgroupAttachMode, CgroupSockAddr, ProgramFd, SkLookup, SockOps,
         links::{FdLink, PinnedLink},
     },
 };
@@ -20,40 +21,43 @@ use crate::sys;
 /// A sock_addr program on a cgroup.
 pub(super) fn sock_addr(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: &Path) -> Result<(), Error> {
     let program: &mut CgroupSockAddr = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?.try_into()?;
-    if adopt(pin, program.fd()?.as_fd()) {
-        return Ok(());
-    }
-    unpin(pin)?;
-    let fail = |source: ProgramError| Error::Attach { program: name, source: source.into() };
-    let id = program.attach(cgroup, CgroupAttachMode::default()).map_err(fail)?;
-    let link = program.take_link(id).map_err(fail)?;
-    pin_link(link.try_into().map_err(|source| Error::Attach { program: name, source: Box::new(source) })?, name, pin)
+    put(name, pin, program.fd()?.try_clone(), || {
+        let id = program.attach(cgroup, CgroupAttachMode::default())?;
+        Ok(FdLink::try_from(program.take_link(id)?)?)
+    })
 }
 
 /// A sock_ops program on a cgroup.
 pub(super) fn sock_ops(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: &Path) -> Result<(), Error> {
     let program: &mut SockOps = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?.try_into()?;
-    if adopt(pin, program.fd()?.as_fd()) {
-        return Ok(());
-    }
-    unpin(pin)?;
-    let fail = |source: ProgramError| Error::Attach { program: name, source: source.into() };
-    let id = program.attach(cgroup, CgroupAttachMode::default()).map_err(fail)?;
-    let link = program.take_link(id).map_err(fail)?;
-    pin_link(link.try_into().map_err(|source| Error::Attach { program: name, source: Box::new(source) })?, name, pin)
+    put(name, pin, program.fd()?.try_clone(), || {
+        let id = program.attach(cgroup, CgroupAttachMode::default())?;
+        Ok(FdLink::try_from(program.take_link(id)?)?)
+    })
 }
 
 /// The sk_lookup program on a network namespace.
 pub(super) fn sk_lookup(ebpf: &mut Ebpf, name: &'static str, netns: impl AsFd, pin: &Path) -> Result<(), Error> {
     let program: &mut SkLookup = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?.try_into()?;
-    if adopt(pin, program.fd()?.as_fd()) {
+    put(name, pin, program.fd()?.try_clone(), || {
+        let id = program.attach(netns)?;
+        Ok(program.take_link(id)?.into())
+    })
+}
+
+/// Takes over the link at `pin`, or makes one and pins it there.
+fn put(
+    program: &'static str,
+    pin: &Path,
+    own: io::Result<ProgramFd>,
+    attach: impl FnOnce() -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<(), Error> {
+    let fail = |source| Error::Attach { program, source };
+    if adopt(pin, own.map_err(|source| fail(source.into()))?.as_fd()) {
         return Ok(());
     }
     unpin(pin)?;
-    let fail = |source: ProgramError| Error::Attach { program: name, source: source.into() };
-    let id = program.attach(netns).map_err(fail)?;
-    let link = program.take_link(id).map_err(fail)?;
-    pin_link(link.into(), name, pin)
+    attach().map_err(fail)?.pin(pin).map(drop).map_err(|source| fail(source.into()))
 }
 
 /// Puts our program into the link at `pin`, atomically. False if there is none, or a dead one.
@@ -66,10 +70,6 @@ fn adopt(pin: &Path, program: BorrowedFd<'_>) -> bool {
             false
         }
     }
-}
-
-fn pin_link(link: FdLink, program: &'static str, pin: &Path) -> Result<(), Error> {
-    link.pin(pin).map(drop).map_err(|source| Error::Attach { program, source: source.into() })
 }
 
 /// Whether the link at `pin` lives and runs this very program.

@@ -16,7 +16,7 @@ use mesh_common::{
 };
 
 use super::{Error, Pins};
-use crate::model::{OrigDst, address};
+use crate::model::{OrigDst, Reachable, address};
 
 /// What the control thread writes and reads.
 pub(super) struct ControlMaps {
@@ -86,17 +86,6 @@ pub struct OriginalFlow {
     pub chosen: Option<SocketAddr>,
     /// Whether its handshake was held until the destination had answered.
     pub held: bool,
-}
-
-/// Whether a destination answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reachable {
-    /// It does.
-    Open,
-    /// Connecting to it fails at once, with this errno.
-    Refused(i32),
-    /// Nobody knows (any more).
-    Unknown,
 }
 
 /// How a destination is to be reached without the agent.

@@ -24,7 +24,7 @@ pub use attempts::{Attempt, Attempts};
 pub use cleanup::{cleanup, unmount};
 pub use error::Error;
 pub use foreign::{Foreign, foreign};
-pub use maps::{CachedBackend, CachedWay, OriginalFlow, Reachable, WorkerMaps};
+pub use maps::{CachedBackend, CachedWay, OriginalFlow, WorkerMaps};
 pub use object::object_built;
 pub use pins::Pins;
 pub use workload::{Listeners, Slot, WorkloadConfig};

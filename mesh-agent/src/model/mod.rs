@@ -3,6 +3,7 @@
 pub mod address;
 mod mesh;
 mod problem;
+mod reachable;
 mod reason;
 mod service;
 mod status;
@@ -11,6 +12,7 @@ mod workload;
 pub use address::{DownstreamAddr, OrigDst, UpstreamAddr, from_words, words};
 pub use mesh::{Destination, Mesh, Node, SourceState, Target};
 pub use problem::{Location, Problem, Severity};
+pub use reachable::Reachable;
 pub use reason::{Reason, Side};
 pub use service::{Endpoint, Service, ServicePort, TrafficDistribution};
 pub use status::{HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status, WorkerStatus};

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Error, Pod, Reachable, Worker, outbound, upstream};
-use crate::model::{OrigDst, Reason};
+use super::{Error, Pod, Worker, outbound, upstream};
+use crate::model::{OrigDst, Reachable, Reason};
 
 /// How long it is taken for granted that a destination answers, counted from its last answer. When that proves wrong, one
 /// connection is reset instead of refused.

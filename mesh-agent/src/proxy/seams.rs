@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use tokio::net::TcpStream;
 
 use super::direct::Cacheable;
-use crate::model::OrigDst;
+use crate::model::{OrigDst, Reachable};
 
 /// What an accepted socket brings with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,17 +16,6 @@ pub struct Original {
     pub chosen: Option<SocketAddr>,
     /// Whether its handshake was held until the destination had answered: the upstream connection is there already.
     pub held: bool,
-}
-
-/// Whether a destination answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reachable {
-    /// It does.
-    Open,
-    /// Connecting to it fails at once, with this errno.
-    Refused(i32),
-    /// Nobody knows (any more).
-    Unknown,
 }
 
 /// The kernel, as a worker sees it.

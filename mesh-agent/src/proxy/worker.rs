@@ -25,13 +25,13 @@ use tokio::{
 };
 
 use super::{
-    Attempt, Error, Held, Kernel, Pod, PodListeners, Reachable, accept,
+    Attempt, Error, Held, Kernel, Pod, PodListeners, accept,
     attempt::{self, OPEN_FOR},
     direct::Backend,
     upstream::Sockets,
 };
 use crate::{
-    model::{Mesh, OrigDst, Reason},
+    model::{Mesh, OrigDst, Reachable, Reason},
     telemetry::{Connection, Direction, WorkerCounters},
 };
 
