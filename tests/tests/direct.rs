@@ -115,13 +115,18 @@ impl Spine {
 
     /// Connects as an app that asked for `to`.
     fn connect(&self, to: SocketAddr) -> TcpStream {
+        self.try_connect(to).unwrap()
+    }
+
+    fn try_connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
         *self.original.lock().unwrap() = Some(to);
-        socket::connect_here(self.outbound).unwrap()
+        socket::connect_here(self.outbound)
     }
 
     /// Connects as an app that asked for `to`, and meets an error.
     fn fails(&self, to: SocketAddr, reason: Reason) {
-        let error = self.connect(to).read(&mut [0; 1]).unwrap_err();
+        // The reset may be there before connect() has returned.
+        let error = self.try_connect(to).and_then(|mut socket| socket.read(&mut [0; 1])).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         self.await_reason(reason);
     }
