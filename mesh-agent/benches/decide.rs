@@ -13,8 +13,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use mesh_agent::{
     balance,
     model::{
-        Destination, Endpoint, Exclusions, Location, Mesh, Mode, Node, ObjectName, OrigDst, Service, ServicePort,
-        Target, TrafficDistribution, Workload,
+        DEFAULT_TRUST_DOMAIN, Destination, Endpoint, Identity, Mesh, Mode, Node, ObjectName, OrigDst, Service,
+        ServicePort, Target, TrafficDistribution, Workload,
     },
     proxy::direct,
     route,
@@ -48,17 +48,20 @@ fn mesh() -> Mesh {
 
 fn endpoint(high: u8, low: u8, n: u8) -> Endpoint {
     let address = IpAddr::from(Ipv4Addr::new(10, high.wrapping_add(100), low, n));
-    let workload = Workload {
-        name: ObjectName::new("shop", &format!("pod-{high}-{low}-{n}")),
+    let name = ObjectName::new("shop", &format!("pod-{high}-{low}-{n}"));
+    let identity = Identity {
+        trust_domain: DEFAULT_TRUST_DOMAIN.into(),
+        namespace: "shop".into(),
         service_account: "default".into(),
+    };
+    let workload = Workload {
         node: Some("n1".into()),
         addresses: vec![address],
         netns: None,
         host_network: false,
         enrolled: n.is_multiple_of(2),
         mode: Mode::Permissive,
-        exclusions: Exclusions::default(),
-        location: Location::default(),
+        ..Workload::new(name, Arc::new(identity))
     };
     Endpoint {
         address,

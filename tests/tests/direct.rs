@@ -20,8 +20,8 @@ use std::{
 
 use mesh_agent::{
     model::{
-        Destination, Endpoint, Exclusions, Location, Mesh, Mode, Node, ObjectName, OrigDst, Reachable, Reason, Service,
-        ServicePort, Target, TrafficDistribution, Workload,
+        Destination, Endpoint, Mesh, Mode, Node, ObjectName, OrigDst, Reachable, Reason, Service, ServicePort, Target,
+        TrafficDistribution, Workload,
     },
     net::netns::Netns,
     proxy::{self, Command, Config, Kernel, Original, Pod, PodListeners, WorkerHandle, direct::Cacheable},
@@ -152,17 +152,15 @@ fn name(name: &str) -> ObjectName {
 }
 
 fn workload(called: &str, address: IpAddr, mode: Mode) -> Arc<Workload> {
+    let identity = Arc::new("spiffe://cluster.local/ns/shop/sa/default".parse().unwrap());
     Arc::new(Workload {
-        name: name(called),
-        service_account: "default".into(),
         node: None,
         addresses: vec![address],
         netns: None,
         host_network: false,
         enrolled: true,
         mode,
-        exclusions: Exclusions::default(),
-        location: Location::default(),
+        ..Workload::new(name(called), identity)
     })
 }
 

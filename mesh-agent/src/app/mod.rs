@@ -29,6 +29,8 @@ pub struct Options {
     pub manifests: PathBuf,
     /// `--node-name`, or the host name.
     pub node_name: String,
+    /// `--trust-domain`: of all identities.
+    pub trust_domain: String,
     /// `--direct`: whether connections may bypass the proxy.
     pub direct: bool,
     /// `--run-dir`: folder of the admin socket and the lock.
@@ -84,8 +86,12 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the control runtime")?;
     runtime.block_on(async {
         let (found, mesh) = watch::channel(Arc::new(Mesh::default()));
-        let node_name: Arc<str> = options.node_name.as_str().into();
-        let source = discovery::file::Manifests::new(&options.manifests, node_name, first_generation());
+        let site = discovery::Site {
+            node: options.node_name.as_str().into(),
+            trust_domain: options.trust_domain.as_str().into(),
+            first_generation: first_generation(),
+        };
+        let source = discovery::file::Manifests::new(&options.manifests, site);
         let mut source = tokio::spawn(source.run(found));
         let mut log = match datapath.program_log() {
             Some(log) => tokio::spawn(log.run()),

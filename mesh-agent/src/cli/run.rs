@@ -10,7 +10,10 @@ use super::{
     Bpffs, Cgroup, RunDir, duration, host,
     logging::{self, LogFormat},
 };
-use crate::app;
+use crate::{
+    app,
+    model::{DEFAULT_TRUST_DOMAIN, is_trust_domain},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,6 +38,9 @@ pub(super) struct Args {
     /// Name of this node: pods that name another one are remote [default: the host name]
     #[arg(long, value_name = "NAME", env = "MESH_AGENT_NODE_NAME")]
     node_name: Option<String>,
+    /// Trust domain of all identities
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_TRUST_DOMAIN, value_parser = trust_domain, env = "MESH_AGENT_TRUST_DOMAIN")]
+    trust_domain: String,
     /// Whether the kernel may connect pods of this node directly once a decision is known
     #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true, env = "MESH_AGENT_DIRECT")]
     direct: Switch,
@@ -70,6 +76,14 @@ pub(super) struct Args {
     ebpf_object: Option<PathBuf>,
 }
 
+fn trust_domain(text: &str) -> Result<String, String> {
+    if is_trust_domain(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("a trust domain is made of lower case letters, digits, dots, dashes and underscores".to_owned())
+    }
+}
+
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let set_log_filter = logging::init(args.log_format, &args.log)?;
     app::run(options(args, set_log_filter)?)
@@ -94,6 +108,7 @@ fn options(args: Args, set_log_filter: app::SetLogFilter) -> anyhow::Result<app:
     Ok(app::Options {
         manifests: args.manifests,
         node_name,
+        trust_domain: args.trust_domain,
         direct: args.direct == Switch::On,
         run_dir: args.run_dir.run_dir,
         bpffs: args.bpffs.bpffs,
@@ -164,6 +179,7 @@ mod tests {
             ("--connect-timeout", "0s"),
             ("--drain-deadline", "30"),
             ("--direct", "maybe"),
+            ("--trust-domain", "A.b"),
             ("--node-address", "10.0.0"),
         ] {
             let error = parse(&[flag, value]).err().unwrap().to_string();

@@ -144,7 +144,11 @@ fn mode(field: &Field<'_>) -> Result<Mode> {
     match value(field)? {
         "permissive" => Ok(Mode::Permissive),
         "strict" => Ok(Mode::Strict),
-        other => Err(bad_value(field, other, "is not one of permissive, strict", "Write permissive or strict.")),
+        "disabled" => Ok(Mode::Disabled),
+        other => {
+            let what = "is not one of permissive, strict, disabled";
+            Err(bad_value(field, other, what, "Write permissive, strict or disabled."))
+        }
     }
 }
 

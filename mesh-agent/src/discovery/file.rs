@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use nix::sys::inotify::AddWatchFlags;
@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    Site,
     folder::Folder,
     index::{Index, Input},
     netns,
@@ -48,13 +49,6 @@ const ENTRY_EVENTS: AddWatchFlags = AddWatchFlags::IN_CREATE
     .union(AddWatchFlags::IN_DELETE_SELF)
     .union(AddWatchFlags::IN_MOVE_SELF);
 
-/// Reads the folder `dir` for the node `node` as long as anybody listens: see [`Manifests::run`].
-pub async fn run(dir: PathBuf, node: Arc<str>, publish: watch::Sender<Arc<Mesh>>) {
-    // Far from what an agent before may have left in the kernel, should anything of it have been overlooked.
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Manifests::new(&dir, node, since_epoch.as_secs() as u32).run(publish).await;
-}
-
 /// A folder of manifests as the source of the mesh.
 pub struct Manifests {
     folder: Folder,
@@ -77,13 +71,12 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// The folder `dir`, read for the node `node`. `first_generation` is above all generations that the kernel may
-    /// still hold from an agent before.
-    pub fn new(dir: &Path, node: Arc<str>, first_generation: u32) -> Self {
-        Self::with_poll(dir, node, first_generation, POLL)
+    /// The folder `dir`.
+    pub fn new(dir: &Path, site: Site) -> Self {
+        Self::with_poll(dir, site, POLL)
     }
 
-    fn with_poll(dir: &Path, node: Arc<str>, first_generation: u32, poll: Duration) -> Self {
+    fn with_poll(dir: &Path, site: Site, poll: Duration) -> Self {
         // Not resolved: a link may point elsewhere tomorrow. Fails only for an empty path.
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let source =
@@ -92,7 +85,7 @@ impl Manifests {
             folder: Folder::new(dir, poll),
             poll,
             store: Store::default(),
-            index: Index::new(node, first_generation),
+            index: Index::new(site),
             files: None,
             surroundings: None,
             unwatched: None,

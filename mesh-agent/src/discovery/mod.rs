@@ -17,3 +17,24 @@ mod watch;
 mod yaml;
 
 pub use netns::network_namespaces;
+
+use std::sync::Arc;
+
+/// Where this agent stands: what a source of objects needs to know to make snapshots for it.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// This node.
+    pub node: Arc<str>,
+    /// The trust domain of all identities.
+    pub trust_domain: Arc<str>,
+    /// The first generation and the first id of a list: above all that the kernel may still hold.
+    pub first_generation: u32,
+}
+
+#[cfg(test)]
+impl Site {
+    /// Of the node `here`.
+    fn here(first_generation: u32) -> Self {
+        Self { node: "here".into(), trust_domain: crate::model::DEFAULT_TRUST_DOMAIN.into(), first_generation }
+    }
+}

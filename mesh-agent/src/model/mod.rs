@@ -1,7 +1,9 @@
 //! Plain data, no IO: what the rest of the agent talks about.
 
 pub mod address;
+mod identity;
 mod mesh;
+mod policy;
 mod problem;
 mod reachable;
 mod reason;
@@ -10,7 +12,9 @@ mod status;
 mod workload;
 
 pub use address::{DownstreamAddr, OrigDst, UpstreamAddr, from_words, words};
+pub use identity::{DEFAULT_TRUST_DOMAIN, Identity, NotAnIdentity, is_trust_domain};
 pub use mesh::{Destination, Mesh, Node, SourceState, Target};
+pub use policy::InboundPolicy;
 pub use problem::{Location, Problem, Severity};
 pub use reachable::Reachable;
 pub use reason::{Reason, Side};

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::Location;
+use super::{Identity, InboundPolicy, Location};
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -38,6 +38,8 @@ pub enum Mode {
     Permissive,
     /// It is refused (fail closed).
     Strict,
+    /// It passes, and the workload is not called by mutual TLS either.
+    Disabled,
 }
 
 /// What is not captured, by annotation.
@@ -74,8 +76,8 @@ pub enum PodState {
 pub struct Workload {
     /// Namespace and name.
     pub name: ObjectName,
-    /// `spec.serviceAccountName`, `default` if absent.
-    pub service_account: Arc<str>,
+    /// Of its trust domain, namespace and `spec.serviceAccountName` (`default` if absent).
+    pub identity: Arc<Identity>,
     /// `spec.nodeName`, if any. A manifest pod without one belongs to this node.
     pub node: Option<Arc<str>>,
     /// `status.podIPs`. May be empty: then they are read inside its network namespace.
@@ -86,8 +88,10 @@ pub struct Workload {
     pub host_network: bool,
     /// By its own annotation or label, else by its namespace's.
     pub enrolled: bool,
-    /// By its own annotation, else by its namespace's.
+    /// What the kernel does for it while no agent answers: strict if any port of it is.
     pub mode: Mode,
+    /// What is allowed to reach it.
+    pub policy: Arc<InboundPolicy>,
     /// By its own annotations, else by its namespace's.
     pub exclusions: Exclusions,
     /// Where it was read.
@@ -95,6 +99,23 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// A pod without an address that is not enrolled.
+    pub fn new(name: ObjectName, identity: Arc<Identity>) -> Self {
+        Self {
+            name,
+            identity,
+            node: None,
+            addresses: Vec::new(),
+            netns: None,
+            host_network: false,
+            enrolled: false,
+            mode: Mode::default(),
+            policy: Arc::default(),
+            exclusions: Exclusions::default(),
+            location: Location::default(),
+        }
+    }
+
     /// Whether it runs on `node` (or names no node, as in manifests).
     pub fn is_on(&self, node: &str) -> bool {
         self.node.as_deref().is_none_or(|own| own == node)

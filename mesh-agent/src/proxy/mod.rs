@@ -19,5 +19,5 @@ pub use attempt::Attempt;
 pub use error::{Error, Retry};
 pub use held::Held;
 pub use pod::{Pod, PodListeners};
-pub use seams::{Kernel, Original};
+pub use seams::{Certificates, Kernel, Original};
 pub use worker::{Command, Config, Worker, WorkerHandle, spawn};

@@ -1,11 +1,13 @@
-//! What the proxy asks of the kernel. The product's answer is the datapath's maps; tests have their own.
+//! What the proxy asks of others: the kernel, and whoever keeps the certificates. The product's answers are the datapath's
+//! maps and [`crate::identity`]; tests have their own.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
 use tokio::net::TcpStream;
 
 use super::direct::Cacheable;
-use crate::model::{OrigDst, Reachable};
+use crate::model::{Identity, OrigDst, Reachable, Reason};
 
 /// What an accepted socket brings with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,4 +43,26 @@ pub trait Kernel {
     /// Says that this worker lives: CLOCK_MONOTONIC now and how late its loop ran, in nanoseconds. `None`: no more
     /// connections, please.
     fn beat(&mut self, worker: u32, beat: Option<(u64, u64)>) -> io::Result<()>;
+}
+
+/// The certificates of this node's workloads, as the workers see them. What it answers is current at that instant: it is
+/// asked for every handshake.
+///
+/// Both configurations speak TLS 1.3 only, demand a certificate of the other end and verify that it is a valid SVID of the
+/// trust domain. Whose it is, is for the proxy to compare ([`Certificates::peer`]) before it sends or takes a byte.
+pub trait Certificates: Send + Sync {
+    /// To call others as `own`. Sessions are resumed by server name: a name must stand for one expected identity.
+    ///
+    /// # Errors
+    /// There is no valid certificate for `own`: why.
+    fn client(&self, own: &Identity) -> Result<Arc<ClientConfig>, Reason>;
+
+    /// To be called as `own`.
+    ///
+    /// # Errors
+    /// There is no valid certificate for `own`: why.
+    fn server(&self, own: &Identity) -> Result<Arc<ServerConfig>, Reason>;
+
+    /// Whose certificate chain (leaf first) this is. `None` if its leaf is not an SVID of a service account.
+    fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<Identity>;
 }

@@ -1,18 +1,16 @@
 use super::*;
-use crate::model::{Destination, Endpoint, Exclusions, Location, Mode, ObjectName, TrafficDistribution};
+use crate::model::{Destination, Endpoint, Mode, ObjectName, TrafficDistribution};
 
 fn mesh() -> Mesh {
+    let identity = Arc::new("spiffe://cluster.local/ns/shop/sa/default".parse().unwrap());
     let pod = Arc::new(Workload {
-        name: ObjectName::new("shop", "web-0"),
-        service_account: "default".into(),
         node: None,
         addresses: vec!["10.0.0.1".parse().unwrap()],
         netns: None,
         host_network: false,
         enrolled: true,
         mode: Mode::Permissive,
-        exclusions: Exclusions::default(),
-        location: Location::default(),
+        ..Workload::new(ObjectName::new("shop", "web-0"), identity)
     });
     let endpoint = Endpoint {
         address: "10.0.0.1".parse().unwrap(),

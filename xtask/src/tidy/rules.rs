@@ -8,7 +8,7 @@ const FUNCTION_LINES: usize = 100;
 
 /// Modules of mesh-agent and what each may use. The proxy reaches the data path through traits of its own; the commands
 /// use discovery and net for the preflight.
-const EDGES: [(&str, &[&str]); 12] = [
+const EDGES: [(&str, &[&str]); 14] = [
     ("model", &[]),
     ("policy", &["model"]),
     ("route", &["model"]),
@@ -18,19 +18,25 @@ const EDGES: [(&str, &[&str]); 12] = [
     ("telemetry", &["model"]),
     ("datapath", &["model", "sys"]),
     ("discovery", &["balance", "model", "sys"]),
+    ("identity", &["model"]),
+    ("ca", &["identity", "model"]),
     ("proxy", &["balance", "model", "net", "policy", "route", "sys", "telemetry"]),
     ("admin", &["model"]),
-    ("cli", &["admin", "app", "datapath", "discovery", "model", "net"]),
+    ("cli", &["admin", "app", "ca", "datapath", "discovery", "model", "net", "policy", "route"]),
 ];
 
 /// Files of mesh-agent/src that may know every module.
 const WIRING: [&str; 3] = ["app", "lib", "main"];
 
 /// Crates that stay in the modules named.
-const FENCES: [(&str, &[&str]); 4] = [
+const FENCES: [(&str, &[&str]); 8] = [
     ("aya::", &["datapath"]),
     ("aya_log::", &["datapath"]),
     ("hyper::", &["admin", "cli"]),
+    ("rustls::", &["ca", "identity", "proxy"]),
+    ("rcgen::", &["ca", "identity"]),
+    ("x509_parser::", &["ca", "identity"]),
+    ("kube::", &["discovery", "ca"]),
     ("anyhow::", &["app", "cli", "main"]),
 ];
 

@@ -138,6 +138,7 @@ fn mode(pod: &PodStatus) -> Cell {
     match pod.mode {
         Mode::Permissive => "permissive".into(),
         Mode::Strict => "strict".into(),
+        Mode::Disabled => "disabled".into(),
     }
 }
 

@@ -20,7 +20,7 @@ impl Fixture {
         let root = tempfile::tempdir().unwrap();
         prepare(root.path());
         let (publish, mesh) = watch::channel(Arc::default());
-        let source = Manifests::with_poll(&root.path().join("m"), "here".into(), 1, poll);
+        let source = Manifests::with_poll(&root.path().join("m"), Site::here(1), poll);
         tokio::spawn(source.run(publish));
         Self { root, mesh }
     }
@@ -304,7 +304,7 @@ async fn nothing_is_published_when_nothing_changed() {
 async fn it_ends_when_nobody_listens() {
     let root = tempfile::tempdir().unwrap();
     let (publish, mesh) = watch::channel(Arc::default());
-    let run = tokio::spawn(Manifests::new(root.path(), "here".into(), 1).run(publish));
+    let run = tokio::spawn(Manifests::new(root.path(), Site::here(1)).run(publish));
     drop(mesh);
     timeout(Duration::from_secs(10), run).await.unwrap().unwrap();
 }

@@ -7,7 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use super::object::{Key, Kind, Loaded, Object, ServiceSpec};
+use super::{
+    Site,
+    object::{Key, Kind, Loaded, Object, ServiceSpec},
+};
 use crate::model::{
     Destination, Endpoint, Mesh, Node, ObjectName, Problem, Reason, Service, Severity, SourceState, Target, Workload,
     words,
@@ -48,7 +51,7 @@ impl Counter {
 /// The snapshot before, and the counters.
 #[derive(Debug)]
 pub(super) struct Index {
-    node: Arc<str>,
+    site: Site,
     mesh: Arc<Mesh>,
     services: HashMap<services::Name, Arc<Service>>,
     generations: Counter,
@@ -56,10 +59,10 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// `first` is the first generation and the first id of a list: above all that the kernel may still hold.
-    pub(super) fn new(node: Arc<str>, first: u32) -> Self {
+    pub(super) fn new(site: Site) -> Self {
+        let first = site.first_generation;
         Self {
-            node,
+            site,
             mesh: Arc::default(),
             services: HashMap::new(),
             generations: Counter(first),
@@ -83,9 +86,9 @@ impl Index {
             let own = workloads::claimed(pod).iter().filter(|address| owners.get(*address) == Some(&&loaded.key));
             addresses.insert(&loaded.key.name, own.copied().collect());
         }
-        let workloads = workloads::build(&input, &before, &self.node, &addresses, &mut problems);
+        let workloads = workloads::build(&input, &before, &self.site, &addresses, &mut problems);
 
-        let node = own_node(&input, &self.node);
+        let node = own_node(&input, &self.site.node);
         let mut targets = HashMap::new();
         let at_address: HashMap<IpAddr, Arc<Workload>> = workloads
             .by_name
@@ -245,25 +248,27 @@ fn problem(reason: Reason, loaded: &Loaded, field: &str, message: String) -> Pro
 fn are_workloads_alike(a: &Workload, b: &Workload, before: &Mesh, input: &Input) -> bool {
     let Workload {
         name,
-        service_account,
+        identity,
         node,
         addresses,
         netns,
         host_network,
         enrolled,
         mode,
+        policy,
         exclusions,
         location: _,
     } = a;
     let inode = |netns: &BTreeMap<PathBuf, u64>| a.netns.as_ref().and_then(|path| netns.get(path).copied());
     *name == b.name
-        && *service_account == b.service_account
+        && *identity == b.identity
         && *node == b.node
         && *addresses == b.addresses
         && *netns == b.netns
         && *host_network == b.host_network
         && *enrolled == b.enrolled
         && *mode == b.mode
+        && *policy == b.policy
         && *exclusions == b.exclusions
         && inode(&before.netns) == inode(&input.netns)
 }

@@ -90,7 +90,7 @@ fn edited(from: &World, to: &World, what: usize) -> World {
 /// What a decision about an address rests on, written out without sharing, ids or order of files.
 fn naive(mesh: &Mesh, address: IpAddr) -> String {
     let pod = |workload: &Workload| {
-        format!("pod {} {} {:?} {}", workload.name, workload.enrolled, workload.mode, workload.service_account)
+        format!("pod {} {} {:?} {}", workload.name, workload.enrolled, workload.mode, workload.identity)
     };
     match mesh.destination(address).map(|known| &known.target) {
         None => "unknown".into(),

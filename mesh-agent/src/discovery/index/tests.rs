@@ -14,7 +14,7 @@ pub(super) struct Fixture {
 impl Fixture {
     pub(super) fn new() -> Self {
         let netns = BTreeMap::from([("/run/netns/web-0".into(), 1), ("/run/netns/web-1".into(), 2)]);
-        Self { store: Store::default(), index: Index::new("here".into(), 100), netns }
+        Self { store: Store::default(), index: Index::new(Site::here(100)), netns }
     }
 
     fn write(&mut self, name: &str, text: &str) -> &mut Self {

@@ -9,8 +9,11 @@ use std::{
 
 use super::{Input, claims, problem};
 use crate::{
-    discovery::object::{Loaded, Object, Pod, Settings},
-    model::{Exclusions, Mesh, Mode, ObjectName, Problem, Reason, Workload},
+    discovery::{
+        Site,
+        object::{Loaded, Object, Pod, Settings},
+    },
+    model::{Exclusions, Identity, InboundPolicy, Mesh, ObjectName, Problem, Reason, Workload},
 };
 
 /// Namespaces and workloads.
@@ -23,10 +26,11 @@ pub(super) struct Workloads {
 pub(super) fn build(
     input: &Input,
     before: &Mesh,
-    node: &str,
+    site: &Site,
     addresses: &HashMap<&ObjectName, Vec<IpAddr>>,
     problems: &mut Vec<Problem>,
 ) -> Workloads {
+    let node = &*site.node;
     let mut settings = HashMap::new();
     let mut namespaces = BTreeMap::new();
     for loaded in &input.objects {
@@ -47,7 +51,7 @@ pub(super) fn build(
             continue;
         }
         let inherited = settings.get(&*name.namespace).copied().unwrap_or(&none);
-        let mut workload = workload(loaded, pod, inherited, owned);
+        let mut workload = workload(site, loaded, pod, inherited, owned);
         if !workload.is_on(node) {
             workload.netns = None;
         }
@@ -80,20 +84,26 @@ pub(super) fn claimed(pod: &Pod) -> &[IpAddr] {
     if pod.host_network { &[] } else { &pod.addresses }
 }
 
-fn workload(loaded: &Loaded, pod: &Pod, inherited: &Settings, addresses: Vec<IpAddr>) -> Workload {
+fn workload(site: &Site, loaded: &Loaded, pod: &Pod, inherited: &Settings, addresses: Vec<IpAddr>) -> Workload {
     fn first<T: Clone>(own: Option<&T>, inherited: Option<&T>) -> Option<T> {
         own.or(inherited).cloned()
     }
     let own = &pod.settings;
+    let mode = own.mode.or(inherited.mode).unwrap_or_default();
     Workload {
         name: loaded.key.name.clone(),
-        service_account: Arc::clone(&pod.service_account),
+        identity: Arc::new(Identity {
+            trust_domain: Arc::clone(&site.trust_domain),
+            namespace: Arc::clone(&loaded.key.name.namespace),
+            service_account: Arc::clone(&pod.service_account),
+        }),
         node: pod.node.clone(),
         addresses,
         netns: own.netns.as_ref().filter(|_| !pod.host_network).map(|netns| netns.path.clone()),
         host_network: pod.host_network,
         enrolled: own.mesh.or(inherited.mesh).unwrap_or(false),
-        mode: own.mode.or(inherited.mode).unwrap_or(Mode::Permissive),
+        mode,
+        policy: Arc::new(InboundPolicy { mode, ports: Vec::new() }),
         exclusions: Exclusions {
             outbound_ports: first(own.outbound_ports.as_ref(), inherited.outbound_ports.as_ref()).unwrap_or_default(),
             inbound_ports: first(own.inbound_ports.as_ref(), inherited.inbound_ports.as_ref()).unwrap_or_default(),

@@ -191,7 +191,7 @@ fn errors_name_line_object_field_value_and_remedy() {
         ),
         (annotated("mesh-agent.io/mesh:"), "unknown_annotation a.yaml:6 * \"\" is not one of enabled, disabled *"),
         (annotated("mesh-agent.io/mesh: true"), "* \"true\" is not one of enabled, disabled *"),
-        (annotated("mesh-agent.io/mode: stirct"), "* \"stirct\" is not one of permissive, strict *"),
+        (annotated("mesh-agent.io/mode: stirct"), "* \"stirct\" is not one of permissive, strict, disabled *"),
         (
             annotated("mesh-agent.io/mseh: enabled"),
             "* mesh-agent.io/mseh is unknown (Did you mean mesh-agent.io/mesh?)",
