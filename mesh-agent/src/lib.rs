@@ -13,6 +13,7 @@
 //! | [`telemetry`] | one record per connection, sharded counters |
 //! | [`datapath`] | the kernel side: load, attach, pin, maps. The only user of aya |
 //! | [`discovery`] | from manifests to snapshots |
+//! | [`identity`] | who are the workloads of this node, and whom do they trust? |
 //! | [`proxy`] | the two spines: `outbound.rs` and `inbound.rs` |
 //! | [`admin`] | the unix socket that `status` asks |
 //! | [`cli`] | the commands |
@@ -25,6 +26,7 @@ pub mod balance;
 pub mod cli;
 pub mod datapath;
 pub mod discovery;
+pub mod identity;
 pub mod model;
 pub mod net;
 pub mod policy;
