@@ -4,6 +4,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
+use zeroize::Zeroize as _;
 
 use crate::model::{Identity, Reason};
 
@@ -16,6 +17,12 @@ pub struct Svid {
     pub chain: Vec<CertificateDer<'static>>,
     /// In memory only; zeroized when dropped.
     pub key: PrivateKeyDer<'static>,
+}
+
+impl Drop for Svid {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
 }
 
 /// Who is trusted to vouch for identities of the trust domain: the roots, old and new ones side by side while they change.

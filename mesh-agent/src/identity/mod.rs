@@ -1,6 +1,36 @@
 //! Who the workloads of this node are, proved: their certificates, and whom they trust. The only user of rcgen beside the
 //! certificate authority.
+//!
+//! | file | |
+//! |---|---|
+//! | `authority.rs` | the seam to whoever vouches |
+//! | `csr.rs` | keys and requests |
+//! | `store.rs` | [`Identities`]: what is held, and the answers to the workers |
+//! | `run.rs`, `rotate.rs` | fetching and rotating; when, purely |
+//! | `held.rs`, `leaf.rs` | what is demanded of a certificate of our own; what a certificate says |
+//! | `verify.rs` | whom we trust |
+//! | `config.rs`, `tickets.rs`, `sessions.rs` | TLS configurations, and resumption on both sides |
+//! | `failure.rs` | why a handshake failed |
 
 mod authority;
+mod config;
+mod csr;
+mod failure;
+mod held;
+mod leaf;
+mod rotate;
+mod run;
+mod sessions;
+mod store;
+#[cfg(test)]
+mod tests;
+mod tickets;
+mod verify;
 
 pub use authority::{CertificateAuthority, Fetching, Refusal, Svid, TrustBundle};
+pub use config::{Settings, provider};
+pub use csr::Request;
+pub use failure::handshake_reason;
+pub use leaf::NotAnSvid;
+pub use rotate::{retry_after, rotate_at};
+pub use store::Identities;

@@ -1,6 +1,7 @@
 //! Plain data, no IO: what the rest of the agent talks about.
 
 pub mod address;
+mod certificate;
 mod identity;
 mod mesh;
 mod policy;
@@ -12,6 +13,7 @@ mod status;
 mod workload;
 
 pub use address::{DownstreamAddr, OrigDst, UpstreamAddr, from_words, words};
+pub use certificate::{CertificateRefusal, CertificateState, CertificateStatus, ChainLink};
 pub use identity::{DEFAULT_TRUST_DOMAIN, Identity, NotAnIdentity, is_trust_domain};
 pub use mesh::{Destination, Mesh, Node, SourceState, Target};
 pub use policy::InboundPolicy;

@@ -80,6 +80,19 @@ reasons! {
     NetnsUnnamed "netns_unnamed" Configuration "An enrolled pod of this node does not say which network namespace is its own." "Add the annotation mesh-agent.io/netns: NAME-OR-PATH.";
     HostNetwork "host_network" Configuration "An enrolled pod uses the node's network and cannot be captured." "Set mesh-agent.io/mesh: disabled on it, or give it its own network.";
     SourceUnreadable "source_unreadable" Configuration "The folder of manifests cannot be read." "Check that it exists and is readable; until then the last good state stays in force.";
+    // Identities and mutual TLS.
+    CaUnavailable "ca_unavailable" Agent "The certificate authority did not answer." "Check that it runs and can be reached; certificates in use stay valid until they expire.";
+    CertificateExpired "certificate_expired" Agent "The workload's own certificate has expired and no new one was given." "mesh-agent policy certificates tells what the certificate authority answered; check the clocks, too.";
+    CertificateMissing "certificate_missing" Agent "The workload has no certificate." "It is fetched when the workload appears; if it stays away, mesh-agent policy certificates tells what the certificate authority answered.";
+    CertificateUnusable "certificate_unusable" Configuration "The certificate authority gave a certificate that cannot be used." "See the message; check the authority's configuration, its trust domain and the clocks.";
+    PeerCertificateExpired "peer_certificate_expired" Upstream "The other end's certificate is not valid now." "Check the clocks of both nodes, and why the other agent did not rotate.";
+    PeerNotTrusted "peer_not_trusted" Upstream "The other end's certificate does not lead to a root that is trusted here." "Check that both agents use the same certificate authority, and whether its root was removed from the trust bundle.";
+    PeerRefusedCertificate "peer_refused_certificate" Upstream "The other end refused the workload's certificate." "See the other end's log; check that both agents use the same certificate authority and that the clocks agree.";
+    PeerUnexpected "peer_unexpected" Upstream "The other end is somebody else than discovery expects at that address." "If the address has just changed hands, none needed; else find out who answers there.";
+    PeerUnidentified "peer_unidentified" Upstream "The other end proved no identity of the trust domain: no certificate, or one without a service account's SPIFFE ID." "Check that the other end is in the mesh and that both ends use the same trust domain.";
+    TlsHandshake "tls_handshake" Upstream "The TLS handshake failed: what the other end sent does not follow the protocol, or was damaged." "Something between the nodes may interfere, or the other end does not speak TLS on that port.";
+    TlsIncompatible "tls_incompatible" Upstream "The other end does not speak TLS 1.3 as demanded here." "Nothing older is spoken: bring the other end up to date.";
+    TrustUnknown "trust_unknown" Agent "No valid root is known: nobody can be verified." "Check that the certificate authority can be reached and that its trust bundle has a root that is valid now.";
     // The agent and its host.
     ArmFailed "arm_failed" Agent "A pod could not be armed: its connections are not captured." "See the message; mesh-agent check tells what the host lacks.";
     HookMissing "hook_missing" Agent "A program that must be attached is not." "Restart the agent; if it stays, look for another tool that detaches cgroup programs.";

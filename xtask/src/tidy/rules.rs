@@ -29,11 +29,12 @@ const EDGES: [(&str, &[&str]); 14] = [
 const WIRING: [&str; 3] = ["app", "lib", "main"];
 
 /// Crates that stay in the modules named.
-const FENCES: [(&str, &[&str]); 8] = [
+const FENCES: [(&str, &[&str]); 9] = [
     ("aya::", &["datapath"]),
     ("aya_log::", &["datapath"]),
     ("hyper::", &["admin", "cli"]),
     ("rustls::", &["ca", "identity", "proxy"]),
+    ("aws_lc_rs::", &["ca", "identity"]),
     ("rcgen::", &["ca", "identity"]),
     ("x509_parser::", &["ca", "identity"]),
     ("kube::", &["discovery", "ca"]),
