@@ -10,10 +10,13 @@ use rcgen::{
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
 };
 use rustls::pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::{
+    extensions::GeneralName,
+    prelude::{FromDer, X509Certificate},
+};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::model::Identity;
+use crate::model::{Identity, NotAnIdentity};
 
 /// How far clocks may be apart: certificates are valid from this long before they were made.
 pub const SKEW: Duration = Duration::from_mins(1);
@@ -230,4 +233,22 @@ pub(super) fn validity_of(certificate: &X509Certificate<'_>) -> Validity {
 /// Whether it is signed by its own key, going by its names.
 pub(super) fn is_self_signed(certificate: &CertificateDer<'_>) -> bool {
     read(certificate).is_ok_and(|read| read.subject().as_raw() == read.issuer().as_raw())
+}
+
+/// The one identity that a certificate proves.
+///
+/// # Errors
+/// It proves none, or several (X509-SVID, section 2).
+pub(super) fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, String> {
+    let read = read(certificate)?;
+    let names = read.subject_alternative_name().map_err(|error| error.to_string())?;
+    let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => uri.parse().map_err(|error: NotAnIdentity| error.to_string()),
+        (None, _) => Err("it has no URI name".to_owned()),
+        (Some(_), Some(_)) => Err("it has several URI names".to_owned()),
+    }
 }
