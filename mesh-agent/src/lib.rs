@@ -14,6 +14,7 @@
 //! | [`datapath`] | the kernel side: load, attach, pin, maps. The only user of aya |
 //! | [`discovery`] | from manifests to snapshots |
 //! | [`identity`] | who are the workloads of this node, and whom do they trust? |
+//! | [`ca`] | who vouches for them? The authority, and clients of others |
 //! | [`proxy`] | the two spines: `outbound.rs` and `inbound.rs` |
 //! | [`admin`] | the unix socket that `status` asks |
 //! | [`cli`] | the commands |
@@ -23,6 +24,7 @@
 pub mod admin;
 pub mod app;
 pub mod balance;
+pub mod ca;
 pub mod cli;
 pub mod datapath;
 pub mod discovery;

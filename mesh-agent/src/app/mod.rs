@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     admin::{self, lock::RunLock, server::Server},
+    ca,
     datapath::{self, Datapath},
     discovery,
     model::Mesh,
@@ -31,6 +32,8 @@ pub struct Options {
     pub node_name: String,
     /// `--trust-domain`: of all identities.
     pub trust_domain: String,
+    /// `--ca-address`, `--ca-root`, `--spiffe-endpoint-socket`: who vouches for the identities.
+    pub authority: ca::Choice,
     /// `--direct`: whether connections may bypass the proxy.
     pub direct: bool,
     /// `--run-dir`: folder of the admin socket and the lock.

@@ -1,5 +1,7 @@
 //! The commands. Exit codes: 0 well, 1 failed or unhealthy, 2 no agent answers, 64 wrong usage.
 
+mod authority;
+mod ca;
 mod check;
 mod cleanup;
 mod duration;
@@ -47,6 +49,8 @@ struct Cli {
 enum Command {
     /// Run the agent of this node.
     Run(Box<run::Args>),
+    /// Serve certificates to the agents of other nodes, by the API of Istio's authority.
+    Ca(Box<ca::Args>),
     /// Show what the running agent does: hooks, workers, namespaces, pods, problems.
     Status(status::Args),
     /// Check whether this machine can run the agent; every lack comes with its remedy.
@@ -92,6 +96,7 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(args) => run::run(*args).map(|()| 0),
+        Command::Ca(args) => ca::run(&args).map(|()| 0),
         Command::Status(args) => status::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),

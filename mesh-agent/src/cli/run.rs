@@ -7,7 +7,9 @@ use clap::ValueEnum;
 use mesh_common::maps::MAX_WORKERS;
 
 use super::{
-    Bpffs, Cgroup, RunDir, duration, host,
+    Bpffs, Cgroup, RunDir,
+    authority::AuthorityArgs,
+    duration, host,
     logging::{self, LogFormat},
 };
 use crate::{
@@ -45,6 +47,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true, env = "MESH_AGENT_DIRECT")]
     direct: Switch,
     #[command(flatten)]
+    authority: AuthorityArgs,
+    #[command(flatten)]
     run_dir: RunDir,
     #[command(flatten)]
     bpffs: Bpffs,
@@ -76,7 +80,7 @@ pub(super) struct Args {
     ebpf_object: Option<PathBuf>,
 }
 
-fn trust_domain(text: &str) -> Result<String, String> {
+pub(super) fn trust_domain(text: &str) -> Result<String, String> {
     if is_trust_domain(text) {
         Ok(text.to_owned())
     } else {
@@ -109,6 +113,7 @@ fn options(args: Args, set_log_filter: app::SetLogFilter) -> anyhow::Result<app:
         manifests: args.manifests,
         node_name,
         trust_domain: args.trust_domain,
+        authority: args.authority.choice(&args.run_dir.run_dir),
         direct: args.direct == Switch::On,
         run_dir: args.run_dir.run_dir,
         bpffs: args.bpffs.bpffs,
@@ -169,6 +174,25 @@ mod tests {
         assert_eq!(options.workers, 3);
         assert_eq!(options.connect_timeout, Duration::from_millis(500));
         assert_eq!(options.node_addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_authority_is_the_agents_own_unless_another_is_named() {
+        use crate::ca::{Choice, IstioConfig};
+
+        let choice = |extra: &[&str]| parse(extra).map(|options| options.authority);
+        assert_eq!(choice(&[]).unwrap(), Choice::Embedded("/run/mesh-agent/ca".into()));
+        assert_eq!(choice(&["--ca-root", "/r"]).unwrap(), Choice::Embedded("/r".into()));
+        let istio =
+            IstioConfig { address: "ca:15012".into(), name: None, bundle: "/b".into(), token: Some("/t".into()) };
+        let flags = ["--ca-address", "ca:15012", "--ca-bundle", "/b", "--ca-token", "/t"];
+        assert_eq!(choice(&flags).unwrap(), Choice::Istio(istio));
+        let socket = ["--spiffe-endpoint-socket", "unix:///s"];
+        assert_eq!(choice(&socket).unwrap(), Choice::Spire("unix:///s".into()));
+        assert!(choice(&["--ca-address", "ca:15012"]).unwrap_err().to_string().contains("--ca-bundle"));
+        assert!(choice(&["--ca-token", "/t"]).unwrap_err().to_string().contains("--ca-address"));
+        assert!(choice(&[&flags[..], &socket].concat()).is_err());
+        assert!(choice(&[&flags[..], &["--ca-root", "/r"]].concat()).is_err());
     }
 
     #[test]

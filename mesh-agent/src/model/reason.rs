@@ -69,6 +69,17 @@ reasons! {
     WorkloadGone "workload_gone" Agent "The pod's network namespace went away under the connection." "None needed: the pod was deleted.";
     Drained "drained" Agent "The agent stopped and the connection outlived the drain deadline." "Raise --drain-deadline, or make clients reconnect.";
     Internal "internal" Agent "The agent met an unexpected error." "Please report it with the agent's log.";
+    // Certificates, as the authority or its client says.
+    CaUnauthenticated "ca_unauthenticated" Downstream "The certificate authority does not know who asks." "Check the caller's token (--ca-token against the authority's --tokens), or its client certificate.";
+    CaNotOnNode "ca_not_on_node" Downstream "The caller's node runs no pod of the identity that was asked for." "Check spec.nodeName and spec.serviceAccountName of the pod, the node name of the caller's token, and that the authority reads the same manifests.";
+    CaBadRequest "ca_bad_request" Downstream "The certificate signing request cannot be used." "See the message: it must be PKCS#10 in PEM, signed by its own key, which must be P-256 or P-384.";
+    CaWrongIdentity "ca_wrong_identity" Downstream "The identity that was asked for is not one that this authority vouches for, or not the one in the request." "Check that caller and authority have the same --trust-domain.";
+    CaLimited "ca_limited" Downstream "The caller asked for more than its share." "It asks again by itself; if it stays, raise the authority's --node-rate, or see who asks so often.";
+    CaExpired "ca_expired" Configuration "The authority's own certificate is not valid now." "Check the clock; renew the root or intermediate that the authority was given.";
+    CaUnreachable "ca_unreachable" Upstream "The certificate authority does not answer." "Check --ca-address and the network to it; certificates in force stay so until they expire.";
+    CaUntrusted "ca_untrusted" Configuration "The certificate authority, or what it issued, is not vouched for by the trust bundle." "Give the authority's roots in --ca-bundle.";
+    CaRefused "ca_refused" Upstream "The certificate authority refused." "See its message and its log.";
+    CaNotServed "ca_not_served" Configuration "The SPIFFE Workload API does not give this identity to this agent." "Register the identity for the agent in SPIRE: see docs/IDENTITY.md.";
     // Objects.
     BadYaml "bad_yaml" Configuration "A file is not YAML." "Mend the file; until then the last good objects of it stay in force.";
     BadField "bad_field" Configuration "A field has the wrong type or an impossible value." "Mend the field; until then the last good version of the object stays in force.";

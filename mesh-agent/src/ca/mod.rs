@@ -1,0 +1,29 @@
+//! Certificate authorities: the one that comes with the agent, in process ([`Embedded`]) or served to other nodes, and
+//! the clients of others. docs/IDENTITY.md says which to choose.
+
+mod authority;
+mod certificate;
+mod connect;
+pub mod csr;
+mod embedded;
+mod error;
+mod folder;
+pub mod grpc;
+mod istio;
+mod pem;
+mod roots;
+pub mod server;
+mod spire;
+#[cfg(test)]
+mod tests;
+mod verify;
+pub mod wire;
+
+pub use authority::{Authority, Issued};
+pub use certificate::{SKEW, Validity};
+pub use connect::{Choice, Config, connect};
+pub use embedded::Embedded;
+pub use error::Error;
+pub use istio::{Istio, IstioConfig};
+pub use roots::Lifetimes;
+pub use spire::Spire;

@@ -1,0 +1,46 @@
+//! The options of `mesh-agent run` that say which certificate authority it has.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::ca::{Choice, IstioConfig};
+
+/// Folder within the run folder that the embedded authority has its root in.
+pub(super) const FOLDER: &str = "ca";
+
+/// At most one of the three kinds.
+#[derive(Debug, Args)]
+pub(super) struct AuthorityArgs {
+    /// Certificate authority to ask: `mesh-agent ca`, or Istio's [default: the agent is its own]
+    #[arg(long, value_name = "HOST:PORT", requires = "ca_bundle", env = "MESH_AGENT_CA_ADDRESS")]
+    ca_address: Option<String>,
+    /// Roots of that authority in PEM; followed when it changes
+    #[arg(long, value_name = "FILE", requires = "ca_address", env = "MESH_AGENT_CA_BUNDLE")]
+    ca_bundle: Option<PathBuf>,
+    /// This node's bearer token; read anew for every call
+    #[arg(long, value_name = "FILE", requires = "ca_address", env = "MESH_AGENT_CA_TOKEN")]
+    ca_token: Option<PathBuf>,
+    /// Name in the authority's certificate [default: the host of --ca-address]
+    #[arg(long, value_name = "NAME", requires = "ca_address", env = "MESH_AGENT_CA_SERVER_NAME")]
+    ca_name: Option<String>,
+    /// Folder of the agent's own authority; agents that share it trust one another [default: a folder in --run-dir]
+    #[arg(long, value_name = "DIR", conflicts_with = "ca_address", env = "MESH_AGENT_CA_ROOT")]
+    ca_root: Option<PathBuf>,
+    /// Take certificates from the SPIFFE Workload API (SPIRE) at this address, e.g. unix:///run/spire/sockets/agent.sock
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["ca_address", "ca_root"], env = "SPIFFE_ENDPOINT_SOCKET")]
+    spiffe_endpoint_socket: Option<String>,
+}
+
+impl AuthorityArgs {
+    /// What they say.
+    pub(super) fn choice(self, run_dir: &Path) -> Choice {
+        match self {
+            Self { spiffe_endpoint_socket: Some(endpoint), .. } => Choice::Spire(endpoint),
+            Self { ca_address: Some(address), ca_bundle: Some(bundle), ca_token: token, ca_name: name, .. } => {
+                Choice::Istio(IstioConfig { address, name, bundle, token })
+            }
+            Self { ca_root, .. } => Choice::Embedded(ca_root.unwrap_or_else(|| run_dir.join(FOLDER))),
+        }
+    }
+}
