@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What the kernel keeps for us until we read it.
-const BUFFER: usize = 64 << 20;
+const BUFFER: i32 = 64 << 20;
 /// Bytes of the largest packet: segmentation is left to hardware, which there is none of.
 const PACKET: usize = 128 << 10;
 

@@ -1,6 +1,6 @@
 //! Two nodes and the link between them: routed, IPv4 and IPv6, without NAT.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use crate::{Agent, Capture, Node, Pod, manifest};
 
@@ -26,7 +26,11 @@ impl Cluster {
     /// Two nodes without pods.
     pub fn new() -> Self {
         let (one, two) = (Node::new(), Node::numbered(2));
-        one.namespace.batch(&format!("link add {LINK} type veth peer name {LINK} netns {}\n", two.namespace.name()));
+        // With the same index at both ends Linux takes them for one link, and tells of its carrier a second late.
+        one.namespace.batch(&format!(
+            "link add {LINK} index 1001 type veth peer name {LINK} index 1002 netns {}\n",
+            two.namespace.name()
+        ));
         for (here, there, own, other) in [(&one, &two, 1, 2), (&two, &one, 2, 1)] {
             here.namespace.batch(&format!(
                 "addr add 172.31.77.{own}/30 dev {LINK}\n\
@@ -37,11 +41,8 @@ impl Cluster {
                 there.subnet().0,
                 there.subnet().1,
             ));
-            here.namespace.run(|| {
-                for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-                    std::fs::write(PathBuf::from("/proc/sys/net").join(file), "1").expect("a namespace of our own");
-                }
-            });
+            here.namespace.set("ipv4/ip_forward", "1");
+            here.namespace.set("ipv6/conf/all/forwarding", "1");
         }
         Self { one, two }
     }

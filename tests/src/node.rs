@@ -42,6 +42,10 @@ impl Namespace {
         ip(&["netns", "add", &name]);
         let netns = Netns::open(&Path::new(NETNS).join(&name)).expect("the namespace that was just made");
         let namespace = Self { name, netns };
+        // Nobody else is there: an address of a new link need not wait a second for one who has it already.
+        for which in ["all", "default"] {
+            namespace.set(&format!("ipv6/conf/{which}/accept_dad"), "0");
+        }
         namespace.batch("link set lo up\n");
         namespace
     }
@@ -68,6 +72,12 @@ impl Namespace {
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// Sets a file below `/proc/sys/net` of the namespace.
+    pub fn set(&self, file: &str, value: &str) {
+        let path = Path::new("/proc/sys/net").join(file);
+        self.run(|| std::fs::write(&path, value)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
     /// Commands for `ip -batch` in the namespace, one a line.

@@ -183,7 +183,7 @@ pub fn packet_socket(interface: &str) -> io::Result<Socket> {
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = protocol;
-    address.sll_ifindex = index as i32;
+    address.sll_ifindex = index.cast_signed();
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the address lives during the call and is as long as said.
     let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
@@ -194,12 +194,11 @@ pub fn packet_socket(interface: &str) -> io::Result<Socket> {
 ///
 /// # Errors
 /// Not root.
-pub fn set_large_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
-    let value = bytes as libc::c_int;
+pub fn set_large_buffer(socket: &Socket, bytes: i32) -> io::Result<()> {
     let length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the kernel reads four bytes of `value`.
+    // SAFETY: the kernel reads the four bytes of `bytes`.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, (&raw const value).cast(), length)
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, (&raw const bytes).cast(), length)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
