@@ -130,6 +130,9 @@ fn two_agents_know_their_own_pods_only() {
         let status = agent.status();
         assert!(status.healthy, "{:?}", status.problems);
         assert!(status.kernel.hooks.iter().all(|hook| hook.armed), "{:?}", status.kernel.hooks);
+        let check = agent.run(&["check"]);
+        let said = String::from_utf8_lossy(&check.stdout);
+        assert!(said.contains("other mesh-agents, for their own pods"), "{said}");
     }
     cross.assert_all_accounted();
 }
