@@ -17,7 +17,7 @@ use nix::{
 };
 
 use crate::{
-    node::{NAMESPACE, NODE_NAME, Node},
+    node::{NAMESPACE, Node},
     wait::{eventually, within},
 };
 
@@ -99,7 +99,7 @@ impl Agent {
         let mut command = Command::new(binary());
         command.arg("run").arg("--manifests").arg(node.manifests());
         command.arg("--run-dir").arg(folder.join("run")).arg("--bpffs").arg(folder.join("bpf"));
-        command.args(["--node-name", NODE_NAME, "--log", "mesh_agent=debug,access=debug,info"]).args(arguments);
+        command.args(["--node-name", &node.name, "--log", "mesh_agent=debug,access=debug,info"]).args(arguments);
         command
     }
 

@@ -10,9 +10,12 @@
 
 pub mod agent;
 pub mod app;
+pub mod capture;
+pub mod cluster;
 pub mod manifest;
 pub mod mesh;
 pub mod node;
+pub mod packet;
 pub mod require;
 pub mod sandbox;
 pub mod socket;
@@ -21,6 +24,8 @@ pub mod wait;
 
 pub use agent::Agent;
 pub use app::{App, Seen};
+pub use capture::Capture;
+pub use cluster::{Cluster, Cross};
 pub use mesh::Pair;
 pub use node::{Node, Pod};
 pub use require::require;

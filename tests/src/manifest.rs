@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, net::IpAddr};
 
+use crate::node::{NAMESPACE, Pod};
+
 /// Annotations of an object: name without its prefix `mesh-agent.io/`, and value.
 pub type Annotations<'a> = &'a [(&'a str, &'a str)];
 
@@ -10,7 +12,7 @@ pub fn namespace(name: &str, annotations: Annotations<'_>) -> String {
     format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n{}---\n", render(annotations))
 }
 
-/// A Pod of the namespace `shop`, or wherever; on this node unless `node` says otherwise.
+/// A Pod with a service account of its own name; on this node unless `node` says otherwise.
 pub fn pod(
     namespace: &str,
     name: &str,
@@ -20,14 +22,20 @@ pub fn pod(
 ) -> String {
     let mut text = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");
     text.push_str(&render(annotations));
+    let _ = writeln!(text, "spec:\n  serviceAccountName: {name}");
     if let Some(node) = node {
-        let _ = writeln!(text, "spec:\n  nodeName: {node}");
+        let _ = writeln!(text, "  nodeName: {node}");
     }
     text.push_str("status:\n  podIPs:\n");
     for address in addresses {
         let _ = writeln!(text, "  - ip: \"{address}\"");
     }
     text + "---\n"
+}
+
+/// The namespace [`NAMESPACE`] with these annotations, and pods in it.
+pub fn pods(annotations: Annotations<'_>, pods: &[&Pod]) -> String {
+    namespace(NAMESPACE, annotations) + &pods.iter().map(|pod| pod.manifest(&[])).collect::<String>()
 }
 
 /// A Service with one port and no name for it; `extra` are further lines of its spec, such as

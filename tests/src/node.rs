@@ -20,7 +20,7 @@ use crate::{agent::Agent, manifest};
 const NETNS: &str = "/run/netns";
 /// How names start; then come the test's process and a number.
 const PREFIX: &str = "mesh-test-";
-/// Name of the node, as `--node-name` has it.
+/// Name of the first node, as `--node-name` has it.
 pub const NODE_NAME: &str = "node-1";
 /// Namespace that the pods are in.
 pub const NAMESPACE: &str = "shop";
@@ -42,8 +42,17 @@ impl Namespace {
         ip(&["netns", "add", &name]);
         let netns = Netns::open(&Path::new(NETNS).join(&name)).expect("the namespace that was just made");
         let namespace = Self { name, netns };
+        // Nobody else is there: an address of a new link need not wait a second for one who has it already.
+        for which in ["all", "default"] {
+            namespace.set(&format!("ipv6/conf/{which}/accept_dad"), "0");
+        }
         namespace.batch("link set lo up\n");
         namespace
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its file.
@@ -63,6 +72,12 @@ impl Namespace {
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// Sets a file below `/proc/sys/net` of the namespace.
+    pub fn set(&self, file: &str, value: &str) {
+        let path = Path::new("/proc/sys/net").join(file);
+        self.run(|| std::fs::write(&path, value)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
     /// Commands for `ip -batch` in the namespace, one a line.
@@ -99,6 +114,8 @@ pub struct Pod {
     pub v4: Ipv4Addr,
     /// Its IPv6 address.
     pub v6: Ipv6Addr,
+    /// Name of its node.
+    pub node: String,
     /// Its network namespace.
     pub namespace: Namespace,
 }
@@ -134,17 +151,21 @@ impl Pod {
         let path = self.namespace.path().display().to_string();
         let mut all = vec![("netns", path.as_str())];
         all.extend_from_slice(annotations);
-        manifest::pod(NAMESPACE, &self.name, &self.addresses(), None, &all)
+        manifest::pod(NAMESPACE, &self.name, &self.addresses(), Some(&self.node), &all)
     }
 }
 
 /// A node: a bridge, pods, a folder of manifests.
 #[derive(Debug)]
 pub struct Node {
+    /// Its name.
+    pub name: String,
     /// Where the agent runs.
     pub namespace: Namespace,
     /// Scratch space: manifests, run folder, bpffs.
     pub folder: tempfile::TempDir,
+    /// Third number of its pods' addresses.
+    subnet: u8,
     next: AtomicU8,
 }
 
@@ -155,43 +176,76 @@ impl Default for Node {
 }
 
 impl Node {
-    /// A node without pods.
+    /// The first node, without pods.
     pub fn new() -> Self {
+        Self::numbered(1)
+    }
+
+    /// The node with this number, from 1 on, without pods: the second is `node-2`, its pods are in 10.77.1.0/24 and
+    /// fd77:0:0:1::/64.
+    pub fn numbered(number: u8) -> Self {
         let namespace = Namespace::new("node");
-        namespace.batch(
-            "link add br0 type bridge\n\
-             addr add 10.77.0.1/24 dev br0\n\
-             addr add fd77::1/64 dev br0 nodad\n\
-             link set br0 up\n",
-        );
+        let subnet = number - 1;
         let folder = tempfile::Builder::new().prefix("mesh-test-").tempdir().expect("a scratch folder");
         std::fs::create_dir(folder.path().join("manifests")).expect("an empty folder");
-        Self { namespace, folder, next: AtomicU8::new(2) }
+        let node = Self { name: format!("node-{number}"), namespace, folder, subnet, next: AtomicU8::new(2) };
+        let (v4, v6) = (node.v4(), node.v6());
+        node.namespace.batch(&format!(
+            "link add br0 type bridge\n\
+             addr add {v4}/24 dev br0\n\
+             addr add {v6}/64 dev br0 nodad\n\
+             link set br0 up\n"
+        ));
+        node
     }
 
     /// Its IPv4 address.
     pub fn v4(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 77, 0, 1)
+        self.v4_of(1)
     }
 
-    /// A new pod: addresses 10.77.0.N and fd77::N, default routes through the node.
+    /// Its IPv6 address.
+    pub fn v6(&self) -> Ipv6Addr {
+        self.v6_of(1)
+    }
+
+    /// The networks that its pods are in: a /24 and a /64.
+    pub fn subnet(&self) -> (Ipv4Addr, Ipv6Addr) {
+        (self.v4_of(0), self.v6_of(0))
+    }
+
+    fn v4_of(&self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.subnet, host)
+    }
+
+    fn v6_of(&self, host: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, u16::from(self.subnet), 0, 0, 0, u16::from(host))
+    }
+
+    /// A new pod, with the next address of the node, and default routes through the node.
     pub fn pod(&self, name: &str) -> Arc<Pod> {
-        let host = self.next.fetch_add(1, Ordering::Relaxed);
+        self.pod_at(name, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A new pod whose addresses end in `host`: another pod's, if that one is gone.
+    pub fn pod_at(&self, name: &str, host: u8) -> Arc<Pod> {
         let namespace = Namespace::new(name);
+        let (v4, v6) = (self.v4_of(host), self.v6_of(host));
         self.namespace.batch(&format!(
             "link add veth{host} type veth peer name eth0 netns {}\nlink set veth{host} master br0 up\n",
             namespace.name
         ));
         namespace.batch(&format!(
-            "addr add 10.77.0.{host}/24 dev eth0\n\
-             addr add fd77::{host:x}/64 dev eth0 nodad\n\
+            "addr add {v4}/24 dev eth0\n\
+             addr add {v6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
-             route add default via 10.77.0.1\n\
-             route add default via fd77::1\n\
-             route add unreachable 10.99.0.0/16\n"
+             route add default via {}\n\
+             route add default via {}\n\
+             route add unreachable 10.99.0.0/16\n",
+            self.v4(),
+            self.v6()
         ));
-        let (v4, v6) = (Ipv4Addr::new(10, 77, 0, host), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(host)));
-        Arc::new(Pod { name: name.to_owned(), v4, v6, namespace })
+        Arc::new(Pod { name: name.to_owned(), v4, v6, node: self.name.clone(), namespace })
     }
 
     /// Folder of the manifests.
@@ -225,8 +279,7 @@ impl Node {
 
     /// Writes the namespace [`NAMESPACE`] with these annotations and the pods in it, as `pods.yaml`.
     pub fn write_pods(&self, annotations: manifest::Annotations<'_>, pods: &[&Pod]) {
-        let pods = pods.iter().map(|pod| pod.manifest(&[])).collect::<String>();
-        self.write("pods.yaml", &(manifest::namespace(NAMESPACE, annotations) + &pods));
+        self.write("pods.yaml", &manifest::pods(annotations, pods));
     }
 
     /// Starts the agent and waits until it is ready.

@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use socket2::SockAddr;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Disconnects a socket: connect() to AF_UNSPEC.
 ///
@@ -168,4 +168,58 @@ impl Drop for Mapping {
         // SAFETY: what mmap gave us; nothing points into it any more.
         unsafe { libc::munmap(self.start, self.length) };
     }
+}
+
+/// A socket that is given a copy of every packet of an interface of this thread's namespace, IP header first.
+///
+/// # Errors
+/// There is no such interface; what the kernel says.
+pub fn packet_socket(interface: &str) -> io::Result<Socket> {
+    let index = nix::net::if_::if_nametoindex(interface)?;
+    let protocol = (libc::ETH_P_ALL as u16).to_be();
+    // With no protocol yet: nothing comes in before the socket is bound to its interface.
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+    // SAFETY: all zeros is a valid address of any family.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol;
+    address.sll_ifindex = index.cast_signed();
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the address lives during the call and is as long as said.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the kernel keep this many bytes for the socket, whatever `net.core.rmem_max` is.
+///
+/// # Errors
+/// Not root.
+pub fn set_large_buffer(socket: &Socket, bytes: i32) -> io::Result<()> {
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel reads the four bytes of `bytes`.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, (&raw const bytes).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Packets that a packet socket had no room for since this was last asked.
+///
+/// # Errors
+/// It is no packet socket.
+pub fn lost_packets(socket: &Socket) -> io::Result<u32> {
+    // struct tpacket_stats: packets, drops.
+    let mut stats = [0_u32; 2];
+    let mut length = size_of_val(&stats) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `stats`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            stats.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(stats[1]) } else { Err(io::Error::last_os_error()) }
 }

@@ -87,7 +87,7 @@ fn a_black_hole_is_as_silent_as_without_the_mesh() {
     let pair = Pair::new(&["--connect-timeout=700ms"]);
     // In the namespace of the node, packets to this address are dropped without an answer.
     pair.node.namespace.batch("route add blackhole 10.98.0.0/16\n");
-    pair.node.namespace.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+    pair.node.namespace.set("ipv4/ip_forward", "1");
     let socket = socket::new(&pair.client, pair.client.at(0));
     let to: SocketAddr = "10.98.0.1:80".parse().unwrap();
     let started = Instant::now();

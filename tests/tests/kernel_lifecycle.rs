@@ -219,9 +219,24 @@ fn a_second_agent_is_refused() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(&format!("another agent is running (pid {})", pair.agent.pid())), "{said}");
     assert!(said.contains("--run-dir"), "it says what to do: {said}");
+    // Nor with a run folder of its own, nor may anybody remove what the first has pinned.
+    let folder = pair.node.folder.path().join("another");
+    for verb in ["run", "cleanup"] {
+        let mut other = std::process::Command::new(mesh_tests::agent::binary());
+        other.arg(verb).arg("--run-dir").arg(&folder).arg("--bpffs").arg(pair.agent.bpffs());
+        if verb == "run" {
+            other.arg("--manifests").arg(pair.node.manifests());
+        }
+        let output = other.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{verb}: {said}");
+        assert!(said.contains("another agent is running") && said.contains("--bpffs"), "{verb}: {said}");
+    }
     // The first is none the worse for it.
     round_trip(&pair.client, pair.server.at(8080)).unwrap();
     assert_eq!(pair.agent.settled("client").outbound.total, 1);
+    let status = pair.agent.status();
+    assert!(status.healthy, "{:?}", status.problems);
 }
 
 #[test]

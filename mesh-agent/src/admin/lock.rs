@@ -18,7 +18,7 @@ use super::lock_path;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Somebody holds it.
-    #[error("another agent is running{}: it holds {}; stop it first, or give this one its own --run-dir",
+    #[error("another agent is running{}: it holds {}; stop it first, or give this one its own --run-dir and --bpffs",
         .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), .path.display())]
     Held {
         /// The lock file.

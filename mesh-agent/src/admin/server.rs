@@ -55,7 +55,7 @@ pub trait Source: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another agent answers on it.
-    #[error("another agent answers on {}; stop it first, or give this one its own --run-dir", .0.display())]
+    #[error("another agent answers on {}; stop it first, or give this one its own --run-dir and --bpffs", .0.display())]
     InUse(PathBuf),
     /// Something that is not a socket has its name.
     #[error("{} exists and is not a socket; move it away, or choose another --run-dir", .0.display())]

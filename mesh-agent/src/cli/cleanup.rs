@@ -52,8 +52,12 @@ fn clean(run_dir: &Path, bpffs: &Path, force: bool) -> anyhow::Result<Vec<PathBu
         Err(error @ lock::Error::Held { .. }) => bail!("{error}, or clean regardless with --force"),
         Err(error) => return Err(error.into()),
     };
-    let mut removed = datapath::cleanup(bpffs)
-        .with_context(|| format!("cannot remove the pins below {}; are you root?", bpffs.display()))?;
+    let mut removed = match datapath::cleanup(bpffs, force) {
+        Err(error @ datapath::Error::Held { .. }) => bail!("{error}, or clean regardless with --force"),
+        removed => {
+            removed.with_context(|| format!("cannot remove the pins below {}; are you root?", bpffs.display()))?
+        }
+    };
     let mounted = mounted_path(run_dir);
     if fs::read(&mounted).is_ok_and(|path| path == bpffs.as_os_str().as_encoded_bytes()) {
         let unmounted = datapath::unmount(bpffs).with_context(|| {

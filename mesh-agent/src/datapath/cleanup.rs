@@ -5,15 +5,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Pins;
+use super::{Error, Pins, pins::PinLock};
 
 /// Removes the pins below `<bpffs>/mesh-agent` and that folder; what it removed, in order.
 ///
 /// Links go first: unlinking one detaches its program. Symbolic links are not followed, and a pin folder that is one
-/// is refused. Nothing there is no error.
-pub fn cleanup(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
+/// is refused. Nothing there is no error. Pins of a running agent are left alone unless `force` is set.
+pub fn cleanup(bpffs: &Path, force: bool) -> Result<Vec<PathBuf>, Error> {
     let root = Pins::root(bpffs);
-    match fs::symlink_metadata(&root) {
+    // Held to the end, so that no agent adopts half of them.
+    let _lock = match PinLock::acquire_existing(bpffs) {
+        Err(Error::Held { .. }) if force => None,
+        lock => lock?,
+    };
+    remove(&root).map_err(|source| Error::Pin { path: root, source })
+}
+
+fn remove(root: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::symlink_metadata(root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
         Ok(meta) if !meta.is_dir() => {
@@ -22,7 +31,7 @@ pub fn cleanup(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
         Ok(_) => {}
     }
     let mut found = Found::default();
-    collect(&root, &mut found)?;
+    collect(root, &mut found)?;
     found.files.sort_by_key(|path| (!is_link_pin(path), path.clone()));
     let mut removed = Vec::new();
     for file in found.files {
@@ -103,11 +112,11 @@ mod tests {
         }
         std::os::unix::fs::symlink(at("other"), at("mesh-agent/v1/stray")).unwrap();
 
-        let removed = cleanup(bpffs.path()).unwrap();
+        let removed = cleanup(bpffs.path(), false).unwrap();
         assert_eq!(removed[..2], [at("mesh-agent/v1/link_connect4"), at("mesh-agent/v1/netns_7")]);
         assert_eq!(removed.last(), Some(&at("mesh-agent")));
         assert!(outside.exists() && at("maps.debug").exists() && !at("mesh-agent").exists());
-        assert_eq!(cleanup(bpffs.path()).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(cleanup(bpffs.path(), false).unwrap(), Vec::<PathBuf>::new());
     }
 
     #[test]
@@ -116,7 +125,7 @@ mod tests {
         let victim = tempfile::tempdir().unwrap();
         fs::write(victim.path().join("precious"), "").unwrap();
         std::os::unix::fs::symlink(victim.path(), bpffs.path().join("mesh-agent")).unwrap();
-        assert!(cleanup(bpffs.path()).is_err());
+        assert!(cleanup(bpffs.path(), false).is_err());
         assert!(victim.path().join("precious").exists());
     }
 }

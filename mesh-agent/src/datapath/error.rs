@@ -33,6 +33,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// Somebody else has the pins.
+    #[error(
+        "another agent is running: the pins in {path} are in its hands; stop it first, or give this one its own --bpffs and --run-dir"
+    )]
+    Held {
+        /// The folder of the pins.
+        path: PathBuf,
+    },
     /// The cgroup cannot be opened.
     #[error("cannot open the cgroup v2 root {path}: {source}; name it with --cgroup")]
     Cgroup {

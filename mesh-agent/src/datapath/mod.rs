@@ -53,6 +53,8 @@ pub struct Datapath {
     ebpf: Ebpf,
     maps: ControlMaps,
     pins: Pins,
+    /// Keeps other agents off the pins.
+    _lock: pins::PinLock,
     cgroup: PathBuf,
     /// Whether maps of an earlier agent were found and taken over.
     adopted: bool,
@@ -63,7 +65,7 @@ pub struct Datapath {
 impl Datapath {
     /// Loads the programs; maps that are pinned by an agent of the same ABI are adopted, with what is in them.
     pub fn load(options: &Options) -> Result<Self, Error> {
-        let (pins, mounted) = Pins::prepare(&options.bpffs)?;
+        let (pins, lock, mounted) = Pins::prepare(&options.bpffs)?;
         let adopted = pins.map("WORKLOADS").exists();
         let mut loader = EbpfLoader::new();
         for name in mesh_common::maps::NAMES {
@@ -77,7 +79,7 @@ impl Datapath {
         load_program::<SockOps>(&mut ebpf, SOCK_OPS, SockOps::load)?;
         load_program::<SkLookup>(&mut ebpf, SK_LOOKUP, SkLookup::load)?;
         let maps = ControlMaps::open(&pins)?;
-        Ok(Self { ebpf, maps, pins, cgroup: options.cgroup.clone(), adopted, mounted })
+        Ok(Self { ebpf, maps, pins, _lock: lock, cgroup: options.cgroup.clone(), adopted, mounted })
     }
 
     /// Whether an earlier agent's state was adopted.

@@ -1,12 +1,16 @@
 //! Names of the pins: `<bpffs>/mesh-agent/v<ABI>/{map_NAME,link_PROGRAM,netns_COOKIE}`.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use mesh_common::ABI_VERSION;
 use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sys::statfs::{FsType, statfs},
 };
@@ -22,9 +26,48 @@ pub struct Pins {
     directory: PathBuf,
 }
 
+/// One agent per pin folder, whatever its run folder: two would adopt each other's maps and links. Held until dropped.
+#[derive(Debug)]
+pub(super) struct PinLock {
+    _folder: Flock<File>,
+}
+
+impl PinLock {
+    /// Locks the folder of all pins below `bpffs`, making it if need be.
+    pub(super) fn acquire(bpffs: &Path) -> Result<Self, Error> {
+        let root = Pins::root(bpffs);
+        let fail = |source| Error::Pin { path: root.clone(), source };
+        // `cleanup` removes the folder under its lock: a lock on a removed folder keeps nobody away, so look again.
+        for _ in 0..16 {
+            fs::create_dir_all(&root).map_err(fail)?;
+            if let Some(lock) = Self::acquire_existing(bpffs)? {
+                return Ok(lock);
+            }
+        }
+        Err(fail(io::Error::other("the folder keeps being removed")))
+    }
+
+    /// Locks the folder if there is one.
+    pub(super) fn acquire_existing(bpffs: &Path) -> Result<Option<Self>, Error> {
+        let root = Pins::root(bpffs);
+        let fail = |source| Error::Pin { path: root.clone(), source };
+        let file = match File::open(&root) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail(error)),
+        };
+        let folder = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => Error::Held { path: root.clone() },
+            errno => fail(errno.into()),
+        })?;
+        let ours = folder.metadata().map_err(fail)?.ino();
+        Ok(fs::metadata(&root).is_ok_and(|now| now.ino() == ours).then_some(Self { _folder: folder }))
+    }
+}
+
 impl Pins {
-    /// Makes the directory; mounts bpffs where none is mounted, and says whether it did.
-    pub(super) fn prepare(bpffs: &Path) -> Result<(Self, bool), Error> {
+    /// Makes the directory and locks it; mounts bpffs where none is mounted, and says whether it did.
+    pub(super) fn prepare(bpffs: &Path) -> Result<(Self, PinLock, bool), Error> {
         let fail = |source| Error::Bpffs { path: bpffs.to_owned(), source };
         fs::create_dir_all(bpffs).map_err(fail)?;
         let mounts = !is_bpffs(bpffs);
@@ -39,9 +82,10 @@ impl Pins {
             .map_err(|errno| fail(errno.into()))?;
             tracing::info!(path = %bpffs.display(), "mounted bpffs");
         }
+        let lock = PinLock::acquire(bpffs)?;
         let directory = Self::root(bpffs).join(format!("v{ABI_VERSION}"));
         fs::create_dir_all(&directory).map_err(|source| Error::Pin { path: directory.clone(), source })?;
-        Ok((Self { directory }, mounts))
+        Ok((Self { directory }, lock, mounts))
     }
 
     /// Everything that an agent of any version pins is below this.
@@ -91,5 +135,25 @@ pub(super) fn unpin(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Pin { path: path.to_owned(), source }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_do_not_get_the_same_pins_and_a_removed_folder_is_made_anew() {
+        let bpffs = tempfile::tempdir().unwrap();
+        assert!(PinLock::acquire_existing(bpffs.path()).unwrap().is_none());
+        let lock = PinLock::acquire(bpffs.path()).unwrap();
+        let error = PinLock::acquire(bpffs.path()).unwrap_err();
+        assert!(matches!(&error, Error::Held { .. }) && error.to_string().contains("--bpffs"), "{error}");
+        fs::remove_dir(Pins::root(bpffs.path())).unwrap();
+        let other = PinLock::acquire(bpffs.path()).unwrap();
+        drop(lock);
+        assert!(PinLock::acquire_existing(bpffs.path()).is_err(), "the other one's");
+        drop(other);
+        assert!(PinLock::acquire_existing(bpffs.path()).unwrap().is_some());
     }
 }

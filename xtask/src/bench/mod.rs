@@ -9,6 +9,7 @@ pub(crate) mod report;
 mod rig;
 mod suites;
 mod topology;
+mod wire;
 
 use std::{
     path::{Path, PathBuf},
@@ -33,8 +34,8 @@ use topology::Topology;
 /// Options of the benchmark.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: direct, mesh-direct, mesh-relay, mesh-off, envoy-http-mtls, envoy-tcp-mtls, haproxy-http,
-    /// direct-cross, or the name of a hook
+    /// What to measure: direct, mesh-direct, mesh-relay, mesh-off, mesh-mtls-cross, envoy-http-mtls, envoy-tcp-mtls,
+    /// envoy-tcp-mtls-cross, haproxy-http, direct-cross, or the name of a hook
     #[arg(long, value_delimiter = ',', default_value = "direct,mesh-direct,mesh-relay,mesh-off")]
     configs: Vec<String>,
     /// How often
@@ -178,8 +179,15 @@ fn measure_config(rig: &Rig, config: &Config, only: &Selection) -> Result<Figure
     })?;
     // What was started settles: caches, allocators, idle threads.
     lab::rest(Duration::from_secs(1))?;
+    if let Some(wire) = config.wire() {
+        wire::verify(rig, &topology, running.target(), wire)?;
+    }
     let figures = suites::run(rig, only, &client, running.target(), &|| running.pids())?;
     running.verify()?;
+    // What was so before the load is so after it.
+    if let Some(wire) = config.wire() {
+        wire::verify(rig, &topology, running.target(), wire)?;
+    }
     Ok(figures)
 }
 

@@ -10,6 +10,8 @@ use crate::lab::{agent::NODE, manifests::Pod, network::Network};
 const PREFIX: &str = "mb";
 /// Node 1: its bridge, and the address that a proxy shared by its pods listens on.
 pub(super) const NODE_1: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 1);
+/// Name of node 2, for its agent.
+pub(super) const OTHER_NODE: &str = "node-2";
 const NODE_2: Ipv4Addr = Ipv4Addr::new(10, 10, 2, 1);
 /// The client.
 const POD_A: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 2);
@@ -58,9 +60,9 @@ impl Topology {
         self.network.name(short)
     }
 
-    /// The pods as the agent of node 1 is told of them.
+    /// The pods as the agents are told of them.
     pub(super) fn pods(&self) -> Vec<Pod> {
-        let named = [("a", POD_A, NODE), ("b", POD_B, NODE), ("c", POD_C, "node-2")]
+        let named = [("a", POD_A, NODE), ("b", POD_B, NODE), ("c", POD_C, OTHER_NODE)]
             .map(|(name, address, node)| (name.to_owned(), address, node));
         let idle = self.idle.iter().map(|(name, address)| (name.clone(), *address, NODE));
         named

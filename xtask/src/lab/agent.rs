@@ -22,7 +22,7 @@ pub(crate) const DISABLED: [&str; 2] = ["off", "draining"];
 /// The state in which it is captured.
 pub(crate) const ENABLED: [&str; 1] = ["armed"];
 
-/// The node that it is told to be.
+/// The node that it is told to be, where there is one.
 pub(crate) const NODE: &str = "node-1";
 
 /// A running agent. On drop it drains, ends, and what it left in the kernel is removed.
@@ -70,7 +70,7 @@ pub(crate) struct RelayStatus {
 }
 
 impl Agent {
-    /// Starts it, and waits until it says that it is ready.
+    /// Starts it as the agent of `node`, and waits until it says that it is ready. Agents of several nodes get along.
     ///
     /// # Errors
     /// It ended or is not ready within ten seconds: the message has the end of its log.
@@ -78,12 +78,13 @@ impl Agent {
         launch: &Launch<'_>,
         workspace: &Workspace,
         binary: PathBuf,
+        node: &str,
         manifests: &Manifests,
         direct: bool,
     ) -> Result<Self> {
-        let (run_dir, bpffs) = (workspace.path().join("agent"), workspace.bpffs().to_path_buf());
+        let (run_dir, bpffs) = (workspace.path().join(node), workspace.bpffs().join(node));
         let mut args: Vec<_> =
-            ["run", "--node-name", NODE, "--drain-deadline", "1s", "--manifests"].map(Into::into).into();
+            ["run", "--node-name", node, "--drain-deadline", "1s", "--manifests"].map(Into::into).into();
         args.push(manifests.folder().as_os_str().to_owned());
         args.extend(["--direct".into(), if direct { "on" } else { "off" }.into()]);
         args.extend(["--run-dir".into(), run_dir.clone().into(), "--bpffs".into(), bpffs.clone().into()]);
@@ -91,7 +92,7 @@ impl Agent {
             args.extend(["--workers".into(), "1".into()]);
         }
         let launch = Launch { at_our_death: Signal::SIGTERM, ..*launch };
-        let process = launch.start(&binary, &args, workspace.path().join("mesh-agent.log"))?;
+        let process = launch.start(&binary, &args, workspace.path().join(format!("mesh-agent-{node}.log")))?;
         let mut agent = Self { binary, run_dir, bpffs, process };
         let ready = poll("mesh-agent ready", Duration::from_secs(10), || {
             if let Some(status) = agent.process.ended()? {

@@ -120,13 +120,17 @@ fn judge_foreign(found: io::Result<Vec<Foreign>>) -> Check {
     const NAME: &str = "other programs";
     match found {
         Ok(foreign) if foreign.is_empty() => Check::ok(NAME, "none on the hooks that the agent uses"),
+        Ok(foreign) if foreign.iter().all(|other| other.is_agent) => {
+            Check::ok(NAME, "on the hooks that the agent uses: those of other mesh-agents, for their own pods")
+        }
         Ok(foreign) => {
+            let strangers = foreign.iter().filter(|other| !other.is_agent);
             let list: Vec<String> =
-                foreign.iter().map(|other| format!("{} ({}, id {})", other.name, other.hook, other.id)).collect();
+                strangers.map(|other| format!("{} ({}, id {})", other.name, other.hook, other.id)).collect();
             Check::warn(
                 NAME,
                 format!("on the hooks that the agent uses: {}", list.join(", ")),
-                "Another agent's are fine. If they rewrite addresses for pods (Cilium: set socketLB.hostNamespaceOnly=true; Calico eBPF: disable connect-time load balancing), the mesh sees rewritten destinations.",
+                "If they rewrite addresses for pods (Cilium: set socketLB.hostNamespaceOnly=true; Calico eBPF: disable connect-time load balancing), the mesh sees rewritten destinations.",
             )
         }
         Err(error) => Check::warn(NAME, format!("cannot be listed: {error}"), "Run the check as root."),
@@ -289,6 +293,16 @@ mod tests {
         assert_eq!(check.outcome, Outcome::Warn);
         assert!(check.remedy.contains(&format!("mount -t bpf bpf {}", folder.path().display())), "{check:?}");
         assert_eq!(bpffs(Path::new("/sys/fs/no-bpf")).outcome, Outcome::Fail);
+    }
+
+    #[test]
+    fn programs_of_strangers_are_named_and_those_of_other_agents_are_no_reason_to_worry() {
+        let program = |name: &str, id, is_agent| Foreign { hook: "connect4", name: name.to_owned(), id, is_agent };
+        let agents = vec![program("connect4", 7, true), program("connect6", 8, true)];
+        assert_eq!(judge_foreign(Ok(agents.clone())).outcome, Outcome::Ok);
+        let check = judge_foreign(Ok([agents, vec![program("cil_sock4_conn", 9, false)]].concat()));
+        assert_eq!(check.outcome, Outcome::Warn);
+        assert!(check.found.ends_with(": cil_sock4_conn (connect4, id 9)"), "{check:?}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A pair of Envoy sidecars with mutual TLS between them, in the shape that Istio gives them: iptables hands all that
+//! A pair of Envoy sidecars, on one node or on two, with mutual TLS between them, in the shape that Istio gives them: iptables hands all that
 //! leaves a pod to 15001 and all that arrives to 15006. Access logs, statistics filters, RBAC and protocol sniffing are
 //! left out, so the figures flatter it.
 
@@ -15,7 +15,7 @@ use crate::{
     bench::{
         apps::{ECHO, HTTP, SINK},
         rig::Rig,
-        topology::{POD_B, Topology},
+        topology::{POD_B, POD_C, Topology},
     },
     command::{command, output, root, run},
     lab::{
@@ -40,6 +40,30 @@ const INBOUND_SOURCE: &str = "127.0.0.6";
 pub(super) enum Protocol {
     Http,
     Tcp,
+}
+
+/// Where the server of a pair is; the client is pod A.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    SameNode,
+    OtherNode,
+}
+
+impl Place {
+    fn pod(self) -> &'static str {
+        match self {
+            Self::SameNode => "b",
+            Self::OtherNode => "c",
+        }
+    }
+
+    /// Address of the server.
+    pub(super) fn address(self) -> Ipv4Addr {
+        match self {
+            Self::SameNode => POD_B,
+            Self::OtherNode => POD_C,
+        }
+    }
 }
 
 /// Installs Envoy in `.local` if there is none.
@@ -74,16 +98,17 @@ fn binary() -> Option<PathBuf> {
 ///
 /// # Errors
 /// iptables fails, or Envoy can't be started.
-pub(super) fn start(rig: &Rig, topology: &Topology, protocol: Protocol) -> Result<Vec<Process>> {
+pub(super) fn start(rig: &Rig, topology: &Topology, protocol: Protocol, place: Place) -> Result<Vec<Process>> {
     let folder = rig.workspace.path();
     let envoy = binary().context("Envoy is not installed")?;
-    certificates(folder)?;
+    let server = place.pod();
+    certificates(folder, ["a", server])?;
     let threads = if rig.pin.is_some() { "1" } else { "2" };
     let mut sidecars = Vec::new();
-    for pod in ["a", "b"] {
+    for pod in ["a", server] {
         let netns = topology.netns(pod);
         intercept(&netns)?;
-        let config = if pod == "a" { outbound(folder, protocol) } else { inbound(folder, protocol) };
+        let config = if pod == "a" { outbound(folder, protocol, place) } else { inbound(folder, protocol, server) };
         let file = folder.join(format!("envoy-{pod}.json"));
         fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
         let launch = Launch { gid: Some(GROUP), ..rig.launch(&netns, Role::Proxy) };
@@ -105,7 +130,7 @@ fn intercept(netns: &str) -> Result<()> {
 }
 
 /// One CA, and a leaf for each pod that carries its SPIFFE id.
-fn certificates(folder: &Path) -> Result<()> {
+fn certificates(folder: &Path, pods: [&str; 2]) -> Result<()> {
     const KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
     let openssl = |line: &str, key: bool| {
         let mut command = std::process::Command::new("openssl");
@@ -113,7 +138,7 @@ fn certificates(folder: &Path) -> Result<()> {
         output(&mut command)
     };
     openssl("req -x509 -days 30 -subj /CN=bench -keyout ca.key -out ca.pem", true)?;
-    for pod in ["a", "b"] {
+    for pod in pods {
         fs::write(folder.join(format!("{pod}.ext")), format!("subjectAltName=URI:{}\n", identity(pod)))?;
         openssl(&format!("req -subj /CN={pod} -keyout {pod}.key -out {pod}.csr"), true)?;
         openssl(
@@ -130,7 +155,7 @@ fn identity(pod: &str) -> String {
     format!("spiffe://cluster.local/ns/bench/sa/{pod}")
 }
 
-fn outbound(folder: &Path, protocol: Protocol) -> Value {
+fn outbound(folder: &Path, protocol: Protocol, place: Place) -> Value {
     let ports = [HTTP, ECHO, SINK];
     let catch_all = json!({
         "name": "outbound",
@@ -152,20 +177,20 @@ fn outbound(folder: &Path, protocol: Protocol) -> Value {
             "traffic_direction": "OUTBOUND",
             "filter_chains": [{ "filters": [filter(&name, port, protocol)] }],
         }));
-        let endpoint = json!({ "endpoint": { "address": socket(POD_B, port) } });
+        let endpoint = json!({ "endpoint": { "address": socket(place.address(), port) } });
         clusters.push(json!({
             "name": name,
             "type": "STATIC",
             "connect_timeout": "10s",
             "circuit_breakers": unlimited(),
             "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [endpoint] }] },
-            "transport_socket": tls(folder, "a", "b", "Upstream"),
+            "transport_socket": tls(folder, "a", place.pod(), "Upstream"),
         }));
     }
     bootstrap(&listeners, &clusters)
 }
 
-fn inbound(folder: &Path, protocol: Protocol) -> Value {
+fn inbound(folder: &Path, protocol: Protocol, server: &str) -> Value {
     let ports = [HTTP, ECHO, SINK];
     let chains: Vec<_> = ports
         .iter()
@@ -173,7 +198,7 @@ fn inbound(folder: &Path, protocol: Protocol) -> Value {
             json!({
                 "filter_chain_match": { "destination_port": port, "transport_protocol": "tls" },
                 "filters": [filter(&format!("inbound-{port}"), port, protocol)],
-                "transport_socket": tls(folder, "b", "a", "Downstream"),
+                "transport_socket": tls(folder, server, "a", "Downstream"),
             })
         })
         .collect();

@@ -1,12 +1,15 @@
-//! Our agent, on node 1.
+//! Our agent, on node 1 or on both.
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    bench::{rig::Rig, topology::Topology},
+    bench::{
+        rig::Rig,
+        topology::{OTHER_NODE, Topology},
+    },
     lab::{
         accounts::Role,
-        agent::{Agent, DISABLED, ENABLED},
+        agent::{Agent, DISABLED, ENABLED, NODE},
         manifests::Manifests,
     },
 };
@@ -23,38 +26,56 @@ pub(super) enum Way {
     Relay,
     /// Not enrolled: what do those pay who want no mesh?
     Off,
+    /// Enrolled, on two nodes with an agent each, and encrypted between them.
+    Cross,
 }
 
-/// The running agent.
+/// The running agent, or both.
 pub(super) struct Mesh {
     way: Way,
-    pub(super) agent: Agent,
+    /// The client's first.
+    agents: Vec<Agent>,
 }
 
 impl Mesh {
-    /// Starts it and waits until all pods are as they should be.
+    /// Starts what is needed and waits until all pods are as they should be.
     ///
     /// # Errors
     /// They don't get there.
     pub(super) fn start(rig: &Rig, topology: &Topology, way: Way) -> Result<Self> {
         let manifests = Manifests::create(rig.workspace.path().join("manifests"), "bench", &topology.pods())?;
         manifests.enroll(way != Way::Off)?;
-        let netns = topology.netns("n1");
-        let launch = rig.launch(&netns, Role::Proxy);
-        let agent = Agent::start(&launch, &rig.workspace, rig.agent.clone(), &manifests, way != Way::Relay)?;
-        agent.await_pods(if way == Way::Off { &DISABLED } else { &ENABLED })?;
-        Ok(Self { way, agent })
+        let nodes = [("n1", NODE), ("n2", OTHER_NODE)];
+        let mut agents = Vec::new();
+        for (netns, node) in nodes.into_iter().take(if way == Way::Cross { 2 } else { 1 }) {
+            let netns = topology.netns(netns);
+            let launch = rig.launch(&netns, Role::Proxy);
+            let agent = Agent::start(&launch, &rig.workspace, rig.agent.clone(), node, &manifests, way != Way::Relay)?;
+            agent.await_pods(if way == Way::Off { &DISABLED } else { &ENABLED })?;
+            agents.push(agent);
+        }
+        Ok(Self { way, agents })
+    }
+
+    /// Their processes.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.agents.iter().map(Agent::pid).collect()
+    }
+
+    /// The ends of their logs.
+    pub(super) fn last_words(&self) -> String {
+        self.agents.iter().map(Agent::last_words).collect::<Vec<_>>().join("\n")
     }
 
     /// By the agent's own books. The first connection to a destination is relayed, until the kernel has the decision.
     pub(super) fn verify(&self) -> Result<()> {
-        let status = self.agent.status()?;
+        let status = self.agents.first().context("no agent")?.status()?;
         let client =
             status.pods.iter().find(|pod| pod.name.name == "a").context("pod a is not in the agent's status")?;
         let (direct, relayed, captured) = (client.direct_total, client.outbound.total, client.captured);
         let well = match self.way {
             Way::Direct => direct > 0 && relayed <= DESTINATIONS,
-            Way::Relay => direct == 0 && relayed > 0,
+            Way::Relay | Way::Cross => direct == 0 && relayed > 0,
             Way::Off => captured == 0 && direct == 0 && relayed == 0,
         };
         if !well {

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use super::{
     rig::Rig,
     topology::{NODE_1, POD_B, POD_C, Topology},
+    wire::Wire,
 };
 use crate::lab::process::Process;
 use hook::Hook;
@@ -27,20 +28,22 @@ enum Kind {
     Direct,
     DirectCross,
     Mesh(Way),
-    Envoy(envoy::Protocol),
+    Envoy(envoy::Protocol, envoy::Place),
     Haproxy,
     Hook(PathBuf),
 }
 
 /// The built-in ones.
-const BUILT_IN: [(&str, Kind); 8] = [
+const BUILT_IN: [(&str, Kind); 10] = [
     ("direct", Kind::Direct),
     ("direct-cross", Kind::DirectCross),
     ("mesh-direct", Kind::Mesh(Way::Direct)),
     ("mesh-relay", Kind::Mesh(Way::Relay)),
     ("mesh-off", Kind::Mesh(Way::Off)),
-    ("envoy-http-mtls", Kind::Envoy(envoy::Protocol::Http)),
-    ("envoy-tcp-mtls", Kind::Envoy(envoy::Protocol::Tcp)),
+    ("mesh-mtls-cross", Kind::Mesh(Way::Cross)),
+    ("envoy-http-mtls", Kind::Envoy(envoy::Protocol::Http, envoy::Place::SameNode)),
+    ("envoy-tcp-mtls", Kind::Envoy(envoy::Protocol::Tcp, envoy::Place::SameNode)),
+    ("envoy-tcp-mtls-cross", Kind::Envoy(envoy::Protocol::Tcp, envoy::Place::OtherNode)),
     ("haproxy-http", Kind::Haproxy),
 ];
 
@@ -68,6 +71,15 @@ impl Config {
         if self.name.ends_with("-cross") { "direct-cross" } else { "direct" }
     }
 
+    /// What is to be seen on the link between the nodes, if the load crosses it.
+    pub(super) fn wire(&self) -> Option<Wire> {
+        match self.kind {
+            Kind::DirectCross => Some(Wire::Clear),
+            Kind::Mesh(Way::Cross) | Kind::Envoy(_, envoy::Place::OtherNode) => Some(Wire::Encrypted),
+            _ => None,
+        }
+    }
+
     /// Whether it needs our agent.
     pub(super) fn is_mesh(&self) -> bool {
         matches!(self.kind, Kind::Mesh(_))
@@ -79,7 +91,7 @@ impl Config {
     /// Something is missing: the message has the remedy.
     pub(super) fn require(&self) -> Result<()> {
         match &self.kind {
-            Kind::Envoy(_) => envoy::require(),
+            Kind::Envoy(..) => envoy::require(),
             Kind::Haproxy => haproxy::require().map(|_| ()),
             Kind::Direct | Kind::DirectCross | Kind::Mesh(_) | Kind::Hook(_) => Ok(()),
         }
@@ -94,8 +106,14 @@ impl Config {
         Ok(match &self.kind {
             Kind::Direct => local(Between::Nothing),
             Kind::DirectCross => Running { target: POD_C, between: Between::Nothing },
-            Kind::Mesh(way) => local(Between::Mesh(Mesh::start(rig, topology, *way)?)),
-            Kind::Envoy(protocol) => local(Between::Proxies(envoy::start(rig, topology, *protocol)?)),
+            Kind::Mesh(way) => {
+                let target = if *way == Way::Cross { POD_C } else { POD_B };
+                Running { target, between: Between::Mesh(Mesh::start(rig, topology, *way)?) }
+            }
+            Kind::Envoy(protocol, place) => {
+                let sidecars = envoy::start(rig, topology, *protocol, *place)?;
+                Running { target: place.address(), between: Between::Proxies(sidecars) }
+            }
             Kind::Haproxy => {
                 Running { target: NODE_1, between: Between::Proxies(vec![haproxy::start(rig, topology)?]) }
             }
@@ -133,7 +151,7 @@ impl Running {
     pub(super) fn pids(&self) -> Result<Vec<u32>> {
         match &self.between {
             Between::Nothing => Ok(Vec::new()),
-            Between::Mesh(mesh) => Ok(vec![mesh.agent.pid()]),
+            Between::Mesh(mesh) => Ok(mesh.pids()),
             Between::Proxies(proxies) => Ok(proxies.iter().map(Process::pid).collect()),
             Between::Hook(hook) => hook.pids(),
         }
@@ -154,7 +172,7 @@ impl Running {
     pub(super) fn last_words(&self) -> Option<String> {
         match &self.between {
             Between::Proxies(proxies) => Some(proxies.iter().map(Process::last_words).collect::<Vec<_>>().join("\n")),
-            Between::Mesh(mesh) => Some(mesh.agent.last_words()),
+            Between::Mesh(mesh) => Some(mesh.last_words()),
             Between::Nothing | Between::Hook(_) => None,
         }
     }
