@@ -151,6 +151,7 @@ impl Pods {
         let mut config = self.config(workload, found.cookie, &found.addresses);
         config.generation = self.next_generation();
         pod.set_generation(config.generation);
+        pod.set_addresses(&config.addresses);
         let set = datapath.set_listeners(slot, &found.listeners);
         let listeners = found.listeners;
         for ((worker, outbound), inbound) in workers.iter().zip(listeners.outbound).zip(listeners.inbound) {
@@ -183,6 +184,7 @@ impl Pods {
         config.generation = self.next_generation();
         let Some(known) = self.enrolled.get_mut(&workload.name) else { return Ok(()) };
         known.pod.set_generation(config.generation);
+        known.pod.set_addresses(&config.addresses);
         datapath.arm(known.slot, known.pod.netns.file(), &config)?;
         tracing::info!(pod = %workload.name, mode = ?config.mode, "armed anew");
         known.config = config;
@@ -274,6 +276,7 @@ impl Pods {
             config.generation = self.next_generation();
             let Some(pod) = self.enrolled.get_mut(&name) else { continue };
             pod.pod.set_generation(config.generation);
+            pod.pod.set_addresses(&config.addresses);
             if let Err(error) = datapath.arm(pod.slot, pod.pod.netns.file(), &config) {
                 tracing::error!(pod = %name, %error, "its new addresses are not captured");
             }
