@@ -13,7 +13,7 @@ use mesh_common::{Counters, INBOUND_PORT, OUTBOUND_PORT};
 
 use crate::{
     datapath::{Datapath, Listeners, Slot, WorkloadConfig},
-    model::{Location, Mesh, ObjectName, Problem, Reason, Severity, Workload},
+    model::{Identity, Location, Mesh, ObjectName, Problem, Reason, Severity, Workload},
     net::{
         listen::{limbo, listen},
         netns::{self, Netns},
@@ -30,6 +30,8 @@ pub(super) struct Enrolled {
     pub(super) cookie: u64,
     pub(super) slot: Slot,
     pub(super) config: WorkloadConfig,
+    /// Who it is as a source of decisions: as another, it may be refused what was cached.
+    identity: Arc<Identity>,
     pub(super) stage: Stage,
     /// Where held SYNs go, as long as the listeners are open.
     limbo: Option<TcpListener>,
@@ -158,7 +160,16 @@ impl Pods {
             worker.send(Command::Add(Arc::clone(&pod), PodListeners { outbound, inbound }));
         }
         let (stage, limbo) = (Stage::Armed, Some(listeners.limbo));
-        let enrolled = Enrolled { pod, cookie: found.cookie, slot, config, stage, limbo, base };
+        let enrolled = Enrolled {
+            pod,
+            cookie: found.cookie,
+            slot,
+            config,
+            identity: Arc::clone(&workload.identity),
+            stage,
+            limbo,
+            base,
+        };
         if let Err(error) = set.and_then(|()| datapath.arm(slot, enrolled.pod.netns.file(), &enrolled.config)) {
             retire(datapath, workers, &enrolled);
             return Err(error.into());
@@ -178,7 +189,8 @@ impl Pods {
         let Some(known) = self.enrolled.get(&workload.name) else { return Ok(()) };
         let mut config = self.config(workload, known.cookie, &known.config.addresses);
         let unchanged = WorkloadConfig { generation: known.config.generation, ..config.clone() };
-        if known.stage == Stage::Armed && unchanged == known.config {
+        let is_same = unchanged == known.config && known.identity == workload.identity;
+        if known.stage == Stage::Armed && is_same {
             return Ok(());
         }
         config.generation = self.next_generation();
@@ -188,6 +200,7 @@ impl Pods {
         datapath.arm(known.slot, known.pod.netns.file(), &config)?;
         tracing::info!(pod = %workload.name, mode = ?config.mode, "armed anew");
         known.config = config;
+        known.identity = Arc::clone(&workload.identity);
         known.stage = Stage::Armed;
         Ok(())
     }
