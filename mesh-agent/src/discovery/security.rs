@@ -19,6 +19,9 @@ use crate::model::{
     Values,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Set on an AuthorizationPolicy that is to be evaluated and not enforced, as in Istio.
 const DRY_RUN: &str = "istio.io/dry-run";
 
