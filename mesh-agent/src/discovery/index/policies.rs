@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Policies that workloads have, each once: workloads with the same one share it, from snapshot to snapshot.
 pub(super) type Interned = HashSet<Arc<InboundPolicy>>;
 
