@@ -35,6 +35,8 @@ struct Call {
     destination: SocketAddr,
 }
 
+const ADDRESSES: [&str; 6] = ["10.0.0.1", "10.0.0.5", "192.0.2.1", "fd00::1", "fd00:1::1", "::ffff:10.0.0.1"];
+
 const KEYS: [&str; 6] = [
     "source.principal",
     "source.namespace",
@@ -97,7 +99,6 @@ fn objects() -> impl Strategy<Value = Vec<RawObject>> {
 
 fn calls() -> impl Strategy<Value = Call> {
     let identity = (one_of(&["td", "other"]), one_of(&["a", "b", "ab"]), one_of(&["x", "y", "xx"]));
-    const ADDRESSES: [&str; 6] = ["10.0.0.1", "10.0.0.5", "192.0.2.1", "fd00::1", "fd00:1::1", "::ffff:10.0.0.1"];
     let address = || prop::sample::select(&ADDRESSES[..]).prop_map(|text| text.parse::<IpAddr>().unwrap()).boxed();
     let port = prop::sample::select(&[80_u16, 81, 8080, 9090][..]);
     (prop::option::weighted(0.8, identity), address(), address(), port).prop_map(|(identity, address, to, port)| Call {

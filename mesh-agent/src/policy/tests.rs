@@ -171,7 +171,7 @@ fn parts_of_a_rule_all_have_to_hold() {
     let other = Source { principals: any([Pattern::new("*/other")]), ..Source::default() };
     let port = |port| Operation { ports: any([port]) };
     let rule = |from: &[&Source], to: &[u16]| Rule {
-        from: from.iter().map(|source| Source::clone(source)).collect(),
+        from: from.iter().copied().cloned().collect(),
         to: to.iter().map(|number| port(*number)).collect(),
         when: Vec::new(),
     };
