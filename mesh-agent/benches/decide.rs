@@ -13,9 +13,11 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use mesh_agent::{
     balance,
     model::{
-        DEFAULT_TRUST_DOMAIN, Destination, Endpoint, Identity, Mesh, Mode, Node, ObjectName, OrigDst, Service,
-        ServicePort, Target, TrafficDistribution, Workload,
+        Action, Authorization, DEFAULT_TRUST_DOMAIN, Destination, Endpoint, Identity, InboundPolicy, Mesh, Mode, Node,
+        ObjectName, OrigDst, Pattern, Rule, Service, ServicePort, Source, Target, TrafficDistribution, Values,
+        Workload,
     },
+    policy::{self, Client, Peer},
     proxy::direct,
     route,
 };
@@ -46,14 +48,17 @@ fn mesh() -> Mesh {
     Mesh { node: Node { name: "n1".into(), ..Node::default() }, destinations, ..Mesh::default() }
 }
 
+fn identity(service_account: &str) -> Identity {
+    Identity {
+        trust_domain: DEFAULT_TRUST_DOMAIN.into(),
+        namespace: "shop".into(),
+        service_account: service_account.into(),
+    }
+}
+
 fn endpoint(high: u8, low: u8, n: u8) -> Endpoint {
     let address = IpAddr::from(Ipv4Addr::new(10, high.wrapping_add(100), low, n));
     let name = ObjectName::new("shop", &format!("pod-{high}-{low}-{n}"));
-    let identity = Identity {
-        trust_domain: DEFAULT_TRUST_DOMAIN.into(),
-        namespace: "shop".into(),
-        service_account: "default".into(),
-    };
     let workload = Workload {
         node: Some("n1".into()),
         addresses: vec![address],
@@ -61,7 +66,7 @@ fn endpoint(high: u8, low: u8, n: u8) -> Endpoint {
         host_network: false,
         enrolled: n.is_multiple_of(2),
         mode: Mode::Permissive,
-        ..Workload::new(name, Arc::new(identity))
+        ..Workload::new(name, Arc::new(identity("default")))
     };
     Endpoint {
         address,
@@ -85,11 +90,42 @@ fn benches(c: &mut Criterion) {
     if let Ok(route::Route::Service { port, .. }) = route::select(&mesh, service) {
         c.bench_function("balance/10", |b| b.iter(|| balance::pick(&port.endpoints, black_box(0x9e37_79b9)).is_some()));
     }
+    policies(c);
     let mut backends = Vec::new();
+    let client = Client::Pod {
+        name: ObjectName::new("shop", "client"),
+        identity: Arc::new(identity("client")),
+        addresses: [IpAddr::from([10, 1, 0, 1])].into(),
+    };
     c.bench_function("cacheable/service", |b| {
-        b.iter(|| direct::cacheable(&mesh, black_box(service), &mut backends).is_some());
+        b.iter(|| direct::cacheable(&mesh, &client, black_box(service), &mut backends).is_some());
     });
-    c.bench_function("cacheable/pod", |b| b.iter(|| direct::cacheable(&mesh, black_box(pod), &mut backends).is_some()));
+    c.bench_function("cacheable/pod", |b| {
+        b.iter(|| direct::cacheable(&mesh, &client, black_box(pod), &mut backends).is_some());
+    });
+}
+
+/// Whether somebody may: without policies, with one that locks a namespace down, and with many of which the last allows.
+fn policies(c: &mut Criterion) {
+    let caller = identity("caller");
+    let peer = Peer { identity: Some(&caller), address: [10, 1, 0, 1].into() };
+    let destination = SocketAddr::from(([10, 107, 9, 2], 8080));
+    let allow = |pattern: &str| {
+        let principals = Values { any: vec![Pattern::new(pattern)], not: Vec::new() };
+        let from = vec![Source { principals, ..Source::default() }];
+        let rules = vec![Rule { from, ..Rule::default() }];
+        let name = ObjectName::new("shop", "allow");
+        Arc::new(Authorization { name, action: Action::Allow, is_dry_run: false, rules })
+    };
+    let locked = InboundPolicy { allow: vec![allow("*/ns/shop/sa/caller")], ..InboundPolicy::default() };
+    let many = (0..100).map(|n| allow(&format!("cluster.local/ns/shop/sa/service-{n}")));
+    let many = many.chain([allow("cluster.local/ns/shop/sa/caller")]).collect();
+    let many = InboundPolicy { allow: many, ..InboundPolicy::default() };
+    for (name, policy) in [("none", InboundPolicy::default()), ("one", locked), ("101", many)] {
+        c.bench_function(&format!("authorize/{name}"), |b| {
+            b.iter(|| policy::authorize(&policy, black_box(&peer), destination).verdict.is_allowed());
+        });
+    }
 }
 
 criterion_group!(decide, benches);

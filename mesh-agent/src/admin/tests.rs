@@ -50,6 +50,7 @@ impl Source for Canned {
             namespaces: Vec::new(),
             pods: Vec::new(),
             reasons: BTreeMap::new(),
+            authorizations: Vec::new(),
             problems: Vec::new(),
         }
     }

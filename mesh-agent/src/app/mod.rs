@@ -34,6 +34,8 @@ pub struct Options {
     pub trust_domain: String,
     /// `--ca-address`, `--ca-root`, `--spiffe-endpoint-socket`: who vouches for the identities.
     pub authority: ca::Choice,
+    /// `--root-namespace`: whose policies are for the whole mesh.
+    pub root_namespace: String,
     /// `--direct`: whether connections may bypass the proxy.
     pub direct: bool,
     /// `--run-dir`: folder of the admin socket and the lock.
@@ -92,6 +94,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let site = discovery::Site {
             node: options.node_name.as_str().into(),
             trust_domain: options.trust_domain.as_str().into(),
+            root_namespace: options.root_namespace.as_str().into(),
             first_generation: first_generation(),
         };
         let source = discovery::file::Manifests::new(&options.manifests, site);

@@ -13,7 +13,7 @@ use mesh_common::{Counters, INBOUND_PORT, OUTBOUND_PORT};
 
 use crate::{
     datapath::{Datapath, Listeners, Slot, WorkloadConfig},
-    model::{Location, Mesh, ObjectName, Problem, Reason, Severity, Workload},
+    model::{Identity, Location, Mesh, ObjectName, Problem, Reason, Severity, Workload},
     net::{
         listen::{limbo, listen},
         netns::{self, Netns},
@@ -30,6 +30,8 @@ pub(super) struct Enrolled {
     pub(super) cookie: u64,
     pub(super) slot: Slot,
     pub(super) config: WorkloadConfig,
+    /// Who it is as a source of decisions: as another, it may be refused what was cached.
+    identity: Arc<Identity>,
     pub(super) stage: Stage,
     /// Where held SYNs go, as long as the listeners are open.
     limbo: Option<TcpListener>,
@@ -151,13 +153,23 @@ impl Pods {
         let mut config = self.config(workload, found.cookie, &found.addresses);
         config.generation = self.next_generation();
         pod.set_generation(config.generation);
+        pod.set_addresses(&config.addresses);
         let set = datapath.set_listeners(slot, &found.listeners);
         let listeners = found.listeners;
         for ((worker, outbound), inbound) in workers.iter().zip(listeners.outbound).zip(listeners.inbound) {
             worker.send(Command::Add(Arc::clone(&pod), PodListeners { outbound, inbound }));
         }
         let (stage, limbo) = (Stage::Armed, Some(listeners.limbo));
-        let enrolled = Enrolled { pod, cookie: found.cookie, slot, config, stage, limbo, base };
+        let enrolled = Enrolled {
+            pod,
+            cookie: found.cookie,
+            slot,
+            config,
+            identity: Arc::clone(&workload.identity),
+            stage,
+            limbo,
+            base,
+        };
         if let Err(error) = set.and_then(|()| datapath.arm(slot, enrolled.pod.netns.file(), &enrolled.config)) {
             retire(datapath, workers, &enrolled);
             return Err(error.into());
@@ -177,15 +189,18 @@ impl Pods {
         let Some(known) = self.enrolled.get(&workload.name) else { return Ok(()) };
         let mut config = self.config(workload, known.cookie, &known.config.addresses);
         let unchanged = WorkloadConfig { generation: known.config.generation, ..config.clone() };
-        if known.stage == Stage::Armed && unchanged == known.config {
+        let is_same = unchanged == known.config && known.identity == workload.identity;
+        if known.stage == Stage::Armed && is_same {
             return Ok(());
         }
         config.generation = self.next_generation();
         let Some(known) = self.enrolled.get_mut(&workload.name) else { return Ok(()) };
         known.pod.set_generation(config.generation);
+        known.pod.set_addresses(&config.addresses);
         datapath.arm(known.slot, known.pod.netns.file(), &config)?;
         tracing::info!(pod = %workload.name, mode = ?config.mode, "armed anew");
         known.config = config;
+        known.identity = Arc::clone(&workload.identity);
         known.stage = Stage::Armed;
         Ok(())
     }
@@ -274,6 +289,7 @@ impl Pods {
             config.generation = self.next_generation();
             let Some(pod) = self.enrolled.get_mut(&name) else { continue };
             pod.pod.set_generation(config.generation);
+            pod.pod.set_addresses(&config.addresses);
             if let Err(error) = datapath.arm(pod.slot, pod.pod.netns.file(), &config) {
                 tracing::error!(pod = %name, %error, "its new addresses are not captured");
             }

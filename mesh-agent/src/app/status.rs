@@ -24,8 +24,8 @@ use super::{
 use crate::{
     admin::server::Source,
     model::{
-        HookStatus, KernelStatus, Location, NamespaceStatus, NodeStatus, ObjectName, PodState, PodStatus, Problem,
-        Reason, RelayStatus, Severity, Status, WorkerStatus, Workload,
+        AuthorizationStatus, HookStatus, KernelStatus, Location, NamespaceStatus, NodeStatus, ObjectName, PodState,
+        PodStatus, Problem, Reason, RelayStatus, Severity, Status, WorkerStatus, Workload,
     },
 };
 
@@ -144,6 +144,7 @@ pub(super) async fn of(control: &mut Control) -> Status {
         namespaces: namespaces(control, &pods),
         pods,
         reasons: reasons(control),
+        authorizations: authorizations(control),
         problems,
     }
 }
@@ -221,6 +222,14 @@ fn reasons(control: &Control) -> BTreeMap<Reason, u64> {
         }
     }
     sum
+}
+
+fn authorizations(control: &Control) -> Vec<AuthorizationStatus> {
+    let mut sum = BTreeMap::new();
+    for worker in &control.workers {
+        worker.counters.verdicts.add_to(&mut sum);
+    }
+    sum.into_iter().map(|(verdict, count)| AuthorizationStatus { verdict, count }).collect()
 }
 
 fn pods(control: &Control) -> Vec<PodStatus> {

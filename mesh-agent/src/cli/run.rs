@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     app,
+    discovery::DEFAULT_ROOT_NAMESPACE,
     model::{DEFAULT_TRUST_DOMAIN, is_trust_domain},
 };
 
@@ -34,7 +35,7 @@ enum Switch {
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Folder of Kubernetes YAML (Namespace, Pod, Service, EndpointSlice, ServiceAccount), watched for changes
+    /// Folder of Kubernetes YAML (Namespace, Pod, Service, EndpointSlice, ServiceAccount, PeerAuthentication, AuthorizationPolicy), watched for changes
     #[arg(long, value_name = "DIR", env = "MESH_AGENT_MANIFESTS")]
     manifests: PathBuf,
     /// Name of this node: pods that name another one are remote [default: the host name]
@@ -43,6 +44,9 @@ pub(super) struct Args {
     /// Trust domain of all identities
     #[arg(long, value_name = "NAME", default_value = DEFAULT_TRUST_DOMAIN, value_parser = trust_domain, env = "MESH_AGENT_TRUST_DOMAIN")]
     trust_domain: String,
+    /// Namespace whose policies are for the whole mesh
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_ROOT_NAMESPACE, env = "MESH_AGENT_ROOT_NAMESPACE")]
+    root_namespace: String,
     /// Whether the kernel may connect pods of this node directly once a decision is known
     #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true, env = "MESH_AGENT_DIRECT")]
     direct: Switch,
@@ -114,6 +118,7 @@ fn options(args: Args, set_log_filter: app::SetLogFilter) -> anyhow::Result<app:
         node_name,
         trust_domain: args.trust_domain,
         authority: args.authority.choice(&args.run_dir.run_dir),
+        root_namespace: args.root_namespace,
         direct: args.direct == Switch::On,
         run_dir: args.run_dir.run_dir,
         bpffs: args.bpffs.bpffs,

@@ -18,6 +18,7 @@ const PREFIX: &str = "mesh-agent.io/";
 const RESERVED: &str = "mesh-agent.io/status";
 const MESH: &str = "mesh-agent.io/mesh";
 const NETNS: &str = "mesh-agent.io/netns";
+const AUDIT: &str = "mesh-agent.io/audit";
 
 /// On Namespaces and Pods.
 const COMMON: [&str; 6] = [
@@ -67,6 +68,7 @@ fn annotation(settings: &mut Settings, kind: Kind, key: &str, field: &Field<'_>)
         "exclude-inbound-ports" => settings.inbound_ports = Some(ports(field)?),
         "exclude-outbound-cidrs" => settings.outbound_cidrs = Some(cidrs(field)?),
         "exclude-inbound-cidrs" => settings.inbound_cidrs = Some(cidrs(field)?),
+        "audit" => settings.audit = boolean(field)?,
         "netns" => settings.netns = Some(Netns { path: netns(field)?, line: field.line() }),
         _ => return Err(unknown(field, key, kind, false)),
     }
@@ -83,16 +85,22 @@ fn takes_settings(kind: Kind) -> bool {
 
 fn known(kind: Kind) -> impl Iterator<Item = &'static str> {
     let common = if takes_settings(kind) { COMMON.as_slice() } else { &[] };
-    common.iter().copied().chain((kind == Kind::Pod).then_some(NETNS))
+    let special = match kind {
+        Kind::Pod => Some(NETNS),
+        Kind::AuthorizationPolicy => Some(AUDIT),
+        _ => None,
+    };
+    common.iter().copied().chain(special)
 }
 
 fn unknown(field: &Field<'_>, key: &str, kind: Kind, label: bool) -> FieldError {
     let name = kind.name();
-    let nearest = COMMON.into_iter().chain([NETNS]).min_by_key(|known| distance(key, known)).unwrap_or(MESH);
+    let nearest = COMMON.into_iter().chain([NETNS, AUDIT]).min_by_key(|known| distance(key, known)).unwrap_or(MESH);
     let (message, remedy) = if nearest == key && label && takes_settings(kind) {
         (format!("{key} is not read as a label"), "Make it an annotation.".to_owned())
     } else if nearest == key {
-        (format!("{key} has no meaning on a {name}"), "Put it on a Pod or a Namespace, or remove it.".to_owned())
+        let place = if key == AUDIT { "an AuthorizationPolicy" } else { "a Pod or a Namespace" };
+        (format!("{key} has no meaning on a {name}"), format!("Put it on {place}, or remove it."))
     } else if distance(key, nearest) <= 4 {
         (format!("{key} is unknown"), format!("Did you mean {nearest}?"))
     } else {
@@ -137,6 +145,14 @@ fn toggle(field: &Field<'_>) -> Result<bool> {
         "enabled" => Ok(true),
         "disabled" => Ok(false),
         other => Err(bad_value(field, other, "is not one of enabled, disabled", "Write enabled or disabled.")),
+    }
+}
+
+fn boolean(field: &Field<'_>) -> Result<bool> {
+    match value(field)? {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(bad_value(field, other, "is not one of true, false", "Write \"true\" or \"false\".")),
     }
 }
 
@@ -198,7 +214,7 @@ fn cidrs(field: &Field<'_>) -> Result<Vec<IpNet>> {
 }
 
 /// The block, without host bits; a v4-mapped one as IPv4.
-fn cidr(text: &str) -> Option<IpNet> {
+pub(super) fn cidr(text: &str) -> Option<IpNet> {
     let net = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))?;
     let net = match (net.addr().to_canonical(), net.prefix_len()) {
         (IpAddr::V4(v4), prefix) if net.addr().is_ipv6() => IpNet::new(v4.into(), prefix.checked_sub(96)?).ok()?,

@@ -12,6 +12,7 @@ mod index;
 mod netns;
 mod object;
 mod parse;
+mod security;
 mod store;
 mod watch;
 mod yaml;
@@ -20,6 +21,10 @@ pub use netns::network_namespaces;
 
 use std::sync::Arc;
 
+/// The namespace whose policies are for the whole mesh, where no other is configured: Istio's, so that peers of both kinds
+/// obey the same objects.
+pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
+
 /// Where this agent stands: what a source of objects needs to know to make snapshots for it.
 #[derive(Clone, Debug)]
 pub struct Site {
@@ -27,6 +32,8 @@ pub struct Site {
     pub node: Arc<str>,
     /// The trust domain of all identities.
     pub trust_domain: Arc<str>,
+    /// The namespace whose policies are for the whole mesh.
+    pub root_namespace: Arc<str>,
     /// The first generation and the first id of a list: above all that the kernel may still hold.
     pub first_generation: u32,
 }
@@ -35,6 +42,11 @@ pub struct Site {
 impl Site {
     /// Of the node `here`.
     fn here(first_generation: u32) -> Self {
-        Self { node: "here".into(), trust_domain: crate::model::DEFAULT_TRUST_DOMAIN.into(), first_generation }
+        Self {
+            node: "here".into(),
+            trust_domain: crate::model::DEFAULT_TRUST_DOMAIN.into(),
+            root_namespace: DEFAULT_ROOT_NAMESPACE.into(),
+            first_generation,
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::model::{Location, Mode, ObjectName, TrafficDistribution};
+use crate::model::{Authorization, Location, Mode, ObjectName, TrafficDistribution};
 
 /// A kind that the agent reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,11 +15,21 @@ pub(super) enum Kind {
     EndpointSlice,
     ServiceAccount,
     Node,
+    PeerAuthentication,
+    AuthorizationPolicy,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::ServiceAccount, Self::Node];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::ServiceAccount,
+        Self::Node,
+        Self::PeerAuthentication,
+        Self::AuthorizationPolicy,
+    ];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -29,13 +39,19 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::ServiceAccount => "ServiceAccount",
             Self::Node => "Node",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 
-    pub(super) const fn api_version(self) -> &'static str {
+    /// The versions that are read, the one to be named first.
+    pub(super) const fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            _ => "v1",
+            Self::EndpointSlice => &["discovery.k8s.io/v1"],
+            Self::PeerAuthentication | Self::AuthorizationPolicy => {
+                &["security.istio.io/v1", "security.istio.io/v1beta1"]
+            }
+            _ => &["v1"],
         }
     }
 
@@ -71,6 +87,8 @@ pub(super) struct Settings {
     pub(super) outbound_cidrs: Option<Vec<IpNet>>,
     pub(super) inbound_cidrs: Option<Vec<IpNet>>,
     pub(super) netns: Option<Netns>,
+    /// Of an AuthorizationPolicy: not to be enforced.
+    pub(super) audit: bool,
 }
 
 /// A network namespace and the line that names it.
@@ -83,6 +101,8 @@ pub(super) struct Netns {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pod {
     pub(super) settings: Settings,
+    /// Sorted by key.
+    pub(super) labels: Vec<(Box<str>, Box<str>)>,
     pub(super) service_account: Arc<str>,
     pub(super) node: Option<Arc<str>>,
     pub(super) addresses: Vec<IpAddr>,
@@ -125,6 +145,37 @@ pub(super) struct NodeSpec {
     pub(super) addresses: Vec<IpAddr>,
 }
 
+/// Labels that a workload has to have; none select all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Selector(pub(super) Vec<(Box<str>, Box<str>)>);
+
+impl Selector {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a workload with these labels, sorted by key, is selected.
+    pub(super) fn selects(&self, labels: &[(Box<str>, Box<str>)]) -> bool {
+        self.0.iter().all(|wanted| labels.binary_search(wanted).is_ok())
+    }
+}
+
+/// `None` stands for `UNSET`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PeerAuthentication {
+    pub(super) selector: Selector,
+    pub(super) mode: Option<Mode>,
+    pub(super) ports: Vec<(u16, Option<Mode>)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AuthorizationPolicy {
+    pub(super) selector: Selector,
+    /// By `targetRefs`: not for workloads.
+    pub(super) is_attached: bool,
+    pub(super) authorization: Arc<Authorization>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Object {
     Namespace(Settings),
@@ -133,6 +184,8 @@ pub(super) enum Object {
     EndpointSlice(Slice),
     ServiceAccount,
     Node(NodeSpec),
+    PeerAuthentication(PeerAuthentication),
+    AuthorizationPolicy(AuthorizationPolicy),
 }
 
 /// An object in force and where it was read.

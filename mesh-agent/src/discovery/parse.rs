@@ -6,7 +6,7 @@ use super::{
     annotations,
     field::{Field, FieldError, Result},
     object::{Key, Kind, NodeSpec, Object, Pod, ServiceSpec, Slice, SliceEndpoint},
-    yaml,
+    security, yaml,
 };
 use crate::model::{Location, ObjectName, Problem, Reason, Severity, TrafficDistribution};
 
@@ -20,6 +20,8 @@ pub(super) struct Entry {
     pub(super) location: Location,
     /// `None`: it cannot be used; a problem says why.
     pub(super) object: Option<Arc<Object>>,
+    /// What is in force instead while no good version of it is known: policies that cannot be read let nobody in.
+    pub(super) otherwise: Option<Arc<Object>>,
 }
 
 /// What a file holds.
@@ -87,18 +89,21 @@ impl Parser<'_> {
         };
         let key = Key { kind, name };
         let location = Location { file: Some(Arc::clone(self.path)), line: root.line() };
-        let mut warnings = Vec::new();
-        let object = match object(root, kind, &mut warnings) {
+        let mut notes = Vec::new();
+        let mut otherwise = None;
+        let object = match object(root, &key, &mut notes) {
             Ok(object) => Some(Arc::new(object)),
             Err(error) => {
                 self.problem(&error, Severity::Error, key.to_string());
+                otherwise = unreadable(root, &key).map(Arc::new);
                 None
             }
         };
-        for warning in &warnings {
-            self.problem(warning, Severity::Warning, key.to_string());
+        for note in &notes {
+            let is_error = note.reason == Reason::PolicyUnsupported;
+            self.problem(note, if is_error { Severity::Error } else { Severity::Warning }, key.to_string());
         }
-        self.parsed.entries.push(Entry { key, location, object });
+        self.parsed.entries.push(Entry { key, location, object, otherwise });
     }
 
     /// The kind, or `None` if it is none that we read.
@@ -118,12 +123,16 @@ impl Parser<'_> {
         let version = field.text()?;
         let known = Kind::ALL.into_iter().find(|known| known.name() == kind);
         match (known, version) {
-            (Some(kind), Some(version)) if version == kind.api_version() => return Ok(Some(kind)),
+            (Some(kind), Some(version)) if kind.api_versions().contains(&version) => return Ok(Some(kind)),
             (Some(kind), None) => {
-                let remedy = format!("Add apiVersion: {}.", kind.api_version());
+                let version = kind.api_versions().first().copied().unwrap_or_default();
+                let remedy = format!("Add apiVersion: {version}.");
                 return Err(field.error(Reason::BadField, "is missing".into(), remedy));
             }
-            (_, Some(version)) if version.starts_with("mesh-agent.io/") => {
+            // Those who wrote it expect that somebody obeys.
+            (_, Some(version))
+                if version.starts_with("mesh-agent.io/") || version.starts_with("security.istio.io/") =>
+            {
                 let message = format!("{kind} of {version} is not read by this version");
                 let error = field.error(Reason::UnknownKind, message, Reason::UnknownKind.remedy());
                 self.problem(&error, Severity::Warning, kind.to_owned());
@@ -167,22 +176,25 @@ fn name(root: &Field<'_>, kind: Kind) -> Result<ObjectName> {
 /// A name as Kubernetes allows it: it goes into identities, metrics and paths.
 fn valid_name<'a>(field: &Field<'a>) -> Result<&'a str> {
     let name = field.required_text()?;
-    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let valid = name.len() <= 253
-        && name.starts_with(alphanumeric)
-        && name.ends_with(alphanumeric)
-        && name.chars().all(|c| alphanumeric(c) || matches!(c, '-' | '.'));
-    if valid {
+    if is_name(name) {
         Ok(name)
     } else {
         Err(field.bad("is not a name", "Use at most 253 lower-case letters, digits, - and ., not at either end."))
     }
 }
 
-fn object(root: &Field<'_>, kind: Kind, warnings: &mut Vec<FieldError>) -> Result<Object> {
+pub(super) fn is_name(name: &str) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.len() <= 253
+        && name.starts_with(alphanumeric)
+        && name.ends_with(alphanumeric)
+        && name.chars().all(|c| alphanumeric(c) || matches!(c, '-' | '.'))
+}
+
+fn object(root: &Field<'_>, key: &Key, notes: &mut Vec<FieldError>) -> Result<Object> {
     let metadata = root.mapping("metadata")?;
-    let settings = annotations::settings(&metadata, kind)?;
-    Ok(match kind {
+    let settings = annotations::settings(&metadata, key.kind)?;
+    Ok(match key.kind {
         Kind::Namespace => Object::Namespace(settings),
         Kind::ServiceAccount => Object::ServiceAccount,
         Kind::Pod => {
@@ -191,6 +203,7 @@ fn object(root: &Field<'_>, kind: Kind, warnings: &mut Vec<FieldError>) -> Resul
             let phase = status.get("phase");
             Object::Pod(Pod {
                 settings,
+                labels: security::labels(&metadata.get("labels"))?,
                 service_account: service_account(&spec)?.into(),
                 node: spec.get("nodeName").text()?.filter(|node| !node.is_empty()).map(Into::into),
                 addresses: pod_addresses(&status)?,
@@ -198,10 +211,23 @@ fn object(root: &Field<'_>, kind: Kind, warnings: &mut Vec<FieldError>) -> Resul
                 finished: matches!(phase.text()?, Some("Succeeded" | "Failed")),
             })
         }
-        Kind::Service => Object::Service(service(&root.mapping("spec")?, warnings)?),
-        Kind::EndpointSlice => Object::EndpointSlice(slice(root, &metadata, warnings)?),
+        Kind::Service => Object::Service(service(&root.mapping("spec")?, notes)?),
+        Kind::EndpointSlice => Object::EndpointSlice(slice(root, &metadata, notes)?),
         Kind::Node => Object::Node(node(root, &metadata)?),
+        Kind::PeerAuthentication => Object::PeerAuthentication(security::peer_authentication(root)?),
+        Kind::AuthorizationPolicy => {
+            Object::AuthorizationPolicy(security::authorization_policy(root, &key.name, settings.audit, notes)?)
+        }
     })
+}
+
+/// What an object that cannot be read stands for, if for anything.
+fn unreadable(root: &Field<'_>, key: &Key) -> Option<Object> {
+    match key.kind {
+        Kind::PeerAuthentication => Some(security::unreadable_peer_authentication(root)),
+        Kind::AuthorizationPolicy => security::unreadable_authorization_policy(root, &key.name),
+        _ => None,
+    }
 }
 
 fn service_account<'a>(spec: &'a Field<'a>) -> Result<&'a str> {

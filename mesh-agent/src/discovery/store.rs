@@ -81,7 +81,7 @@ impl Store {
             for entry in file.parsed.entries.iter().chain(&file.retained) {
                 let object = match &entry.object {
                     Some(object) => Some(object),
-                    None => self.good.get(&entry.key).map(|good| &good.object),
+                    None => self.good.get(&entry.key).map(|good| &good.object).or(entry.otherwise.as_ref()),
                 };
                 let Some(object) = object else { continue };
                 let loaded =

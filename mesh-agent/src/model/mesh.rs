@@ -70,6 +70,9 @@ pub struct Mesh {
     pub destinations: HashMap<IpAddr, Destination>,
     /// What the kernel's `GENERATIONS` must hold, by slot; slots not named hold 0.
     pub generations: HashMap<u32, u32>,
+    /// Rises whenever the policy, the identity or the enrolment of a workload changes that was there before: what is open
+    /// may no longer be allowed.
+    pub policies: u64,
     /// Network namespaces that pods name and that exist, by path, with their inode: another inode behind the same path
     /// is another namespace.
     pub netns: BTreeMap<PathBuf, u64>,

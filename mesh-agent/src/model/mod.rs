@@ -10,16 +10,23 @@ mod reachable;
 mod reason;
 mod service;
 mod status;
+mod verdicted;
 mod workload;
 
 pub use address::{DownstreamAddr, OrigDst, UpstreamAddr, from_words, words};
 pub use certificate::{CertificateRefusal, CertificateState, CertificateStatus, ChainLink};
 pub use identity::{DEFAULT_TRUST_DOMAIN, Identity, NotAnIdentity, is_trust_domain};
 pub use mesh::{Destination, Mesh, Node, SourceState, Target};
-pub use policy::InboundPolicy;
+pub use policy::{
+    Action, Authorization, Condition, InboundPolicy, Operation, Pattern, Rule, ServiceAccount, Source, Values,
+};
 pub use problem::{Location, Problem, Severity};
 pub use reachable::Reachable;
 pub use reason::{Reason, Side};
 pub use service::{Endpoint, Service, ServicePort, TrafficDistribution};
-pub use status::{HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status, WorkerStatus};
+pub use status::{
+    AuthorizationStatus, HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status,
+    WorkerStatus,
+};
+pub use verdicted::{Outcome, Verdicted};
 pub use workload::{Exclusions, Mode, ObjectName, PodState, Workload};

@@ -64,6 +64,9 @@ reasons! {
     UnknownServicePort "unknown_service_port" Downstream "The service has no such port." "Check the port the client uses against the Service's ports.";
     NoOriginalDestination "no_original_destination" Downstream "A connection reached the agent's port without having been captured." "Something in the pod dials the agent's port itself: use the real destination.";
     PlaintextRefused "plaintext_refused" Downstream "A strict workload was called in plaintext by somebody who is not in the mesh." "Enrol the caller, or set mesh-agent.io/mode: permissive on the callee.";
+    PolicyDenied "policy_denied" Downstream "An AuthorizationPolicy denies the connection." "The record names the object: change it if the caller is to be let in.";
+    PolicyNoMatch "policy_no_match" Downstream "AuthorizationPolicies say who is allowed to call the workload, and none of them names the caller." "The record names both identities: allow the caller by an AuthorizationPolicy, or enrol it if it has no identity.";
+    PolicyChanged "policy_changed" Downstream "The connection was open when a change of policy forbade it." "As for policy_denied, policy_no_match or plaintext_refused, whichever new connections end with.";
     FdLimit "fd_limit" Agent "The agent ran out of file descriptors." "Raise the agent's RLIMIT_NOFILE (LimitNOFILE=, ulimit -n).";
     NoPorts "no_ports" Agent "The pod ran out of ephemeral ports toward that destination." "Widen net.ipv4.ip_local_port_range in the pod, or reuse connections.";
     WorkloadGone "workload_gone" Agent "The pod's network namespace went away under the connection." "None needed: the pod was deleted.";
@@ -104,6 +107,8 @@ reasons! {
     TlsHandshake "tls_handshake" Upstream "The TLS handshake failed: what the other end sent does not follow the protocol, or was damaged." "Something between the nodes may interfere, or the other end does not speak TLS on that port.";
     TlsIncompatible "tls_incompatible" Upstream "The other end does not speak TLS 1.3 as demanded here." "Nothing older is spoken: bring the other end up to date.";
     TrustUnknown "trust_unknown" Agent "No valid root is known: nobody can be verified." "Check that the certificate authority can be reached and that its trust bundle has a root that is valid now.";
+    PolicyUnsupported "policy_unsupported" Configuration "A policy uses what this version does not enforce; it is taken by its safe side." "See docs/POLICY.md: an ALLOW rule that uses it matches nobody, a DENY rule applies without it.";
+    PolicyConflict "policy_conflict" Configuration "Two objects set different modes for the same workloads; the stricter one is in force." "Leave one of them, or make them say the same.";
     // The agent and its host.
     ArmFailed "arm_failed" Agent "A pod could not be armed: its connections are not captured." "See the message; mesh-agent check tells what the host lacks.";
     HookMissing "hook_missing" Agent "A program that must be attached is not." "Restart the agent; if it stays, look for another tool that detaches cgroup programs.";
@@ -111,6 +116,7 @@ reasons! {
     CaptureUnaccounted "capture_unaccounted" Agent "The kernel handed over more connections than the agent dealt with." "Connections were lost when an agent died, or there is a bug: see the log, and report it.";
     CaptureBypassed "capture_bypassed" Agent "Connections could not be redirected and passed unseen." "A socket was bound to a device: see docs/DATAPATH.md; mode strict refuses them.";
     WorkerStuck "worker_stuck" Agent "A worker does not beat." "The other workers take its new connections; restart the agent and report it with its log.";
+    ConnectionsKept "connections_kept" Agent "Direct connections that a change of policy forbids cannot be ended." "The kernel lacks CONFIG_INET_DIAG_DESTROY: start the agent with --direct=off, or restart the pods after such a change.";
     TooManyWorkloads "too_many_workloads" Agent "The node has more enrolled pods than the agent has slots." "Disable the mesh for some pods.";
 }
 

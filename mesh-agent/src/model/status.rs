@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, ObjectName, PodState, Problem, Reason};
+use super::{Mode, ObjectName, PodState, Problem, Reason, Verdicted};
 
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,8 +32,21 @@ pub struct Status {
     pub pods: Vec<PodStatus>,
     /// Connections that ended, by reason, since the agent started.
     pub reasons: BTreeMap<Reason, u64>,
+    /// Connections that policies refused or noted, by who called whom.
+    #[serde(default)]
+    pub authorizations: Vec<AuthorizationStatus>,
     /// What is wrong.
     pub problems: Vec<Problem>,
+}
+
+/// How often policies came to the same verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorizationStatus {
+    /// The verdict.
+    #[serde(flatten)]
+    pub verdict: Verdicted,
+    /// How often, since the agent started.
+    pub count: u64,
 }
 
 /// The node and where the agent's configuration comes from.

@@ -30,7 +30,7 @@ impl fmt::Display for ObjectName {
 }
 
 /// What becomes of plaintext from strangers, and of everything while no agent answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// It passes (fail open).
@@ -40,6 +40,16 @@ pub enum Mode {
     Strict,
     /// It passes, and the workload is not called by mutual TLS either.
     Disabled,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Permissive => "permissive",
+            Self::Strict => "strict",
+            Self::Disabled => "disabled",
+        })
+    }
 }
 
 /// What is not captured, by annotation.
@@ -88,7 +98,7 @@ pub struct Workload {
     pub host_network: bool,
     /// By its own annotation or label, else by its namespace's.
     pub enrolled: bool,
-    /// What the kernel does for it while no agent answers: strict if any port of it is.
+    /// What the kernel does for it while no agent answers ([`InboundPolicy::kernel_mode`]).
     pub mode: Mode,
     /// What is allowed to reach it.
     pub policy: Arc<InboundPolicy>,

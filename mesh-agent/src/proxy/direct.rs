@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::model::{Endpoint, Mesh, OrigDst, Target, Workload};
+use crate::{
+    model::{Mesh, OrigDst, Target, Workload},
+    policy::{self, Client},
+};
 
 /// More backends than this are not cached; the agent balances over them.
 pub const MAX_BACKENDS: usize = 256;
@@ -21,37 +24,42 @@ pub struct Cacheable<'a> {
     pub backends: &'a [Backend],
 }
 
-/// What the kernel may remember about `destination`, if anything; backends go to `backends`.
-pub fn cacheable<'a>(mesh: &Mesh, destination: OrigDst, backends: &'a mut Vec<Backend>) -> Option<Cacheable<'a>> {
+/// What the kernel may remember about `destination` as `client` asks for it, if anything; backends go to `backends`.
+///
+/// A decision is remembered only if nothing forbids the connection, and nothing is to be noted of it.
+pub fn cacheable<'a>(
+    mesh: &Mesh,
+    client: &Client,
+    destination: OrigDst,
+    backends: &'a mut Vec<Backend>,
+) -> Option<Cacheable<'a>> {
     let OrigDst(address) = destination;
     let known = mesh.destination(address.ip())?;
     let generation = known.generation;
     backends.clear();
     match &known.target {
-        Target::Workload(workload) => is_direct(mesh, workload).then_some(Cacheable { generation, list: 0, backends }),
+        Target::Workload(workload) => {
+            is_direct(mesh, client, workload, address).then_some(Cacheable { generation, list: 0, backends })
+        }
         Target::Service(service) => {
             let port = service.ports.iter().find(|port| port.port == address.port())?;
             if port.endpoints.len() > MAX_BACKENDS {
                 return None;
             }
-            backends.extend(
-                port.endpoints
-                    .iter()
-                    .filter(|endpoint| same_family(endpoint.address, address.ip()))
-                    .map(|endpoint| (SocketAddr::new(endpoint.address, endpoint.port), reaches(mesh, endpoint))),
-            );
+            backends.extend(port.endpoints.iter().filter(|endpoint| same_family(endpoint.address, address.ip())).map(
+                |endpoint| {
+                    let at = SocketAddr::new(endpoint.address, endpoint.port);
+                    (at, endpoint.workload.as_deref().is_some_and(|to| is_direct(mesh, client, to, at)))
+                },
+            ));
             backends.iter().any(|(_, direct)| *direct).then_some(Cacheable { generation, list: port.list, backends })
         }
     }
 }
 
-fn reaches(mesh: &Mesh, endpoint: &Endpoint) -> bool {
-    endpoint.workload.as_deref().is_some_and(|workload| is_direct(mesh, workload))
-}
-
-/// An enrolled pod of this node: the kernel vouches for both ends, and no byte leaves the node.
-fn is_direct(mesh: &Mesh, workload: &Workload) -> bool {
-    workload.enrolled && !workload.host_network && workload.is_on(&mesh.node.name)
+/// To an enrolled pod of this node: the kernel vouches for both ends, and no byte leaves the node.
+fn is_direct(mesh: &Mesh, client: &Client, target: &Workload, address: SocketAddr) -> bool {
+    policy::is_governed(mesh, target) && policy::is_unremarkable(mesh, client, target, address)
 }
 
 fn same_family(a: IpAddr, b: IpAddr) -> bool {

@@ -2,10 +2,9 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use super::{Accepted, Error, Pod, Worker, accept::canonical, relay, upstream, worker};
+use super::{Accepted, Error, Pod, Worker, accept::canonical, permit, relay, upstream, worker};
 use crate::{
-    model::{Mode, OrigDst},
-    policy,
+    model::OrigDst,
     telemetry::{Connection, Direction},
 };
 
@@ -35,9 +34,10 @@ async fn run(
         return Err(Error::NoOriginalDestination);
     }
 
-    // Plaintext from somebody the kernel does not vouch for. A pod that is no longer in the snapshot is being disarmed.
-    let mode = worker.mesh().workloads.get(&pod.name).map_or(Mode::Permissive, |workload| workload.mode);
-    policy::admit_plaintext(mode).map_err(Error::Refused)?;
+    // Plaintext from somebody the kernel does not vouch for.
+    let flow = permit::from_stranger(pod, peer.ip(), destination.0);
+    permit::check(worker, &worker.mesh(), &flow)?;
+    worker.follow(pod, flow);
 
     // To the app, over the pod's loopback; the app sees the client.
     record.upstream = Some(destination.0);

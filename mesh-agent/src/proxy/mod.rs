@@ -8,6 +8,7 @@ mod error;
 mod held;
 mod inbound;
 mod outbound;
+mod permit;
 mod pod;
 pub mod relay;
 mod seams;

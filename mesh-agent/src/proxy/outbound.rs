@@ -1,12 +1,11 @@
 //! The spine of an outbound connection: what a workload opened, in the order in which it happens.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use super::{Accepted, Error, Pod, Worker, direct, relay, upstream, worker};
+use super::{Accepted, Error, Pod, Worker, accept::canonical, direct, permit, relay, upstream, worker};
 use crate::{
     balance,
-    model::{Endpoint, Mesh, OrigDst, Reason, UpstreamAddr},
-    policy,
+    model::{Endpoint, Mesh, OrigDst, Reachable, Reason, UpstreamAddr},
     route::{self, Route},
     telemetry::{Connection, Direction},
 };
@@ -38,12 +37,21 @@ async fn run(
         upstream::adopt(early?)?
     } else {
         // Where does it lead, and may it?
-        let endpoint = decide(worker, pod, destination, original.chosen)?;
+        let endpoint = decide(worker, pod, destination, original.chosen).inspect_err(|error| {
+            // The next one is refused before it is accepted.
+            if let Error::Refused(_) = error {
+                worker.set_reach(pod, destination, Reachable::Unknown, Duration::ZERO);
+            }
+        })?;
         record.upstream = Some(endpoint.0);
         let result = upstream::connect(worker, pod, endpoint).await;
         worker.learn(pod, destination, &result);
         result?
     };
+
+    // Policies may have changed since it was allowed, and they may change while it is open.
+    let endpoint = canonical(upstream.peer_addr().map_err(Error::Connect)?);
+    permit::follow(worker, pod, endpoint)?;
     relay::run(&sockets.downstream, sockets.upstream.insert(upstream), record).await
 }
 
@@ -63,8 +71,8 @@ pub(super) fn decide(
             (UpstreamAddr(SocketAddr::new(endpoint.address, endpoint.port)), endpoint.workload.clone())
         }
     };
-    if let (Some(source), Some(target)) = (mesh.workloads.get(&pod.name), target) {
-        policy::authorize(source, &target).map_err(Error::Refused)?;
+    if let Some(flow) = permit::from_pod(mesh, pod, target.as_deref(), upstream.0) {
+        permit::check(worker, mesh, &flow)?;
     }
     remember(worker, mesh, pod, destination);
     Ok(upstream)
@@ -83,7 +91,10 @@ fn remember(worker: &Worker, mesh: &Mesh, pod: &Pod, destination: OrigDst) {
         return;
     }
     let mut backends = worker.backends.borrow_mut();
-    let Some(way) = direct::cacheable(mesh, destination, &mut backends) else { return };
+    let Some(way) = direct::cacheable(mesh, &permit::client(mesh, pod, destination.0), destination, &mut backends)
+    else {
+        return;
+    };
     if let Err(error) = worker.kernel.borrow_mut().remember(pod.slot, pod.generation(), destination, &way) {
         tracing::debug!(pod = %pod.name, %destination, %error, "a decision is not cached");
     }

@@ -1,9 +1,9 @@
 //! An armed pod, as the workers see it.
 
 use std::{
-    net::TcpListener,
+    net::{IpAddr, TcpListener},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -23,13 +23,25 @@ pub struct Pod {
     pub counters: Vec<Arc<PodCounters>>,
     /// Generation of the workload as the kernel knows it; 0 while it is being changed.
     generation: AtomicU32,
+    /// As they were found in its namespace.
+    addresses: RwLock<Arc<[IpAddr]>>,
 }
 
 impl Pod {
     /// With zero counters.
     pub fn new(name: ObjectName, slot: u32, netns: Netns, workers: usize) -> Self {
         let counters = (0..workers).map(|_| Arc::default()).collect();
-        Self { name, slot, netns, counters, generation: AtomicU32::new(0) }
+        Self { name, slot, netns, counters, generation: AtomicU32::new(0), addresses: RwLock::new([].into()) }
+    }
+
+    /// Its addresses, as they were found in its namespace.
+    pub fn addresses(&self) -> Arc<[IpAddr]> {
+        Arc::clone(&self.addresses.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sets them: before the kernel learns of a change.
+    pub fn set_addresses(&self, addresses: &[IpAddr]) {
+        *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses.into();
     }
 
     /// Generation of the workload as a source of decisions.

@@ -21,7 +21,7 @@ use nix::{
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
-    task::{AbortHandle, LocalSet, spawn_local},
+    task::{self, AbortHandle, LocalSet, spawn_local},
 };
 
 use super::{
@@ -31,7 +31,8 @@ use super::{
     upstream::Sockets,
 };
 use crate::{
-    model::{Mesh, OrigDst, Reachable, Reason},
+    model::{Mesh, OrigDst, Outcome, Reachable, Reason},
+    policy::{self, Decision, Flow},
     telemetry::{Connection, Direction, WorkerCounters},
 };
 
@@ -101,19 +102,26 @@ pub struct Worker {
 }
 
 /// The tasks of one pod.
+#[derive(Default)]
 struct Served {
     listeners: Vec<AbortHandle>,
-    /// Open connections; each knows its key.
-    connections: HashMap<u64, AbortHandle>,
-    next: u64,
-    /// What its connections end with when they are aborted.
-    otherwise: Rc<Cell<Reason>>,
+    /// Open connections, by their task.
+    connections: HashMap<task::Id, Open>,
 }
 
-impl Default for Served {
-    fn default() -> Self {
-        let otherwise = Rc::new(Cell::new(Reason::Internal));
-        Self { listeners: Vec::new(), connections: HashMap::new(), next: 0, otherwise }
+/// An open connection.
+struct Open {
+    task: AbortHandle,
+    /// What it ends with when it is aborted.
+    otherwise: Rc<Cell<Reason>>,
+    /// What was allowed, once that is known and where a change of policy may forbid it.
+    flow: Option<Box<Flow>>,
+}
+
+impl Open {
+    fn abort(&self, reason: Reason) {
+        self.otherwise.set(reason);
+        self.task.abort();
     }
 }
 
@@ -165,7 +173,13 @@ impl Worker {
             tokio::select! {
                 // A pod is told of before its connections come, a snapshot before the pods in it.
                 biased;
-                Ok(()) = mesh.changed() => *self.mesh.borrow_mut() = Arc::clone(&mesh.borrow_and_update()),
+                Ok(()) = mesh.changed() => {
+                    let mesh = Arc::clone(&mesh.borrow_and_update());
+                    let before = self.mesh.replace(Arc::clone(&mesh));
+                    if policy::may_differ(&before, &mesh) {
+                        self.review(&mesh);
+                    }
+                }
                 command = commands.recv() => match command {
                     Some(Command::Add(pod, listeners)) => self.add(&pod, listeners),
                     Some(Command::Attempt(pod, attempt)) => {
@@ -209,7 +223,8 @@ impl Worker {
     pub(super) fn open(&self, pod: &Arc<Pod>, direction: Direction, peer: SocketAddr) -> Connection {
         // There are as many counters as workers.
         let counters = pod.counters.get(self.index as usize).cloned().unwrap_or_default();
-        let otherwise = self.pods.borrow().get(&pod.slot).map(|served| Rc::clone(&served.otherwise));
+        let own = |served: &Served| Some(Rc::clone(&served.connections.get(&task::try_id()?)?.otherwise));
+        let otherwise = self.pods.borrow().get(&pod.slot).and_then(own);
         Connection::open(counters, Arc::clone(&self.counters), pod.name.clone(), otherwise, direction, peer)
     }
 
@@ -257,21 +272,51 @@ impl Worker {
     pub(super) fn serve(self: &Rc<Self>, pod: &Arc<Pod>, task: impl Future<Output = ()> + 'static) {
         let mut pods = self.pods.borrow_mut();
         let Some(served) = pods.get_mut(&pod.slot) else { return };
-        let id = served.next;
-        served.next += 1;
         let worker = Rc::clone(self);
         let slot = pod.slot;
-        let handle = spawn_local(async move {
+        let task = spawn_local(async move {
             task.await;
-            worker.forget(slot, id);
-        });
-        served.connections.insert(id, handle.abort_handle());
+            worker.forget(slot);
+        })
+        .abort_handle();
+        let otherwise = Rc::new(Cell::new(Reason::Internal));
+        served.connections.insert(task.id(), Open { task, otherwise, flow: None });
     }
 
-    fn forget(&self, slot: u32, id: u64) {
+    /// Notes what is worth it in a decision; a refusal as `refused`.
+    pub(super) fn note(&self, mesh: &Mesh, flow: &Flow, decision: &Decision<'_>, refused: Outcome) {
+        for verdict in policy::worth_noting(mesh, flow, decision, refused) {
+            self.counters.verdicts.note(verdict);
+        }
+    }
+
+    /// The connection of this task was allowed: a later snapshot may think otherwise.
+    pub(super) fn follow(&self, pod: &Pod, flow: Flow) {
+        let mut pods = self.pods.borrow_mut();
+        let open = pods.get_mut(&pod.slot).and_then(|served| served.connections.get_mut(&task::try_id()?));
+        if let Some(open) = open {
+            open.flow = Some(Box::new(flow));
+        }
+    }
+
+    /// Ends the connections that are no longer allowed.
+    fn review(&self, mesh: &Mesh) {
+        for open in self.pods.borrow().values().flat_map(|served| served.connections.values()) {
+            let Some(flow) = &open.flow else { continue };
+            let decision = policy::review(mesh, flow);
+            if !decision.verdict.is_allowed() {
+                self.note(mesh, flow, &decision, Outcome::Ended);
+                open.abort(Reason::PolicyChanged);
+            }
+        }
+    }
+
+    fn forget(&self, slot: u32) {
         let mut pods = self.pods.borrow_mut();
         let Some(served) = pods.get_mut(&slot) else { return };
-        served.connections.remove(&id);
+        if let Some(id) = task::try_id() {
+            served.connections.remove(&id);
+        }
         if served.listeners.is_empty() && served.connections.is_empty() {
             pods.remove(&slot);
         }
@@ -306,9 +351,11 @@ impl Worker {
 
     fn abort(&self, slot: u32, reason: Reason) {
         let Some(served) = self.pods.borrow_mut().remove(&slot) else { return };
-        served.otherwise.set(reason);
-        for task in served.listeners.iter().chain(served.connections.values()) {
-            task.abort();
+        for listener in served.listeners {
+            listener.abort();
+        }
+        for connection in served.connections.values() {
+            connection.abort(reason);
         }
     }
 

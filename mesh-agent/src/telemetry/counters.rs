@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::Verdicts;
 use crate::model::{Reason, RelayStatus};
 
 /// A counter with one writer: a plain load and store, no locked instruction.
@@ -76,6 +77,8 @@ pub struct WorkerCounters {
     pub lag_ns: Count,
     /// CLOCK_MONOTONIC of the last beat, in nanoseconds.
     pub beat_ns: Count,
+    /// What policies refused or noted.
+    pub verdicts: Verdicts,
     reasons: [Count; Reason::ALL.len()],
 }
 
@@ -88,6 +91,7 @@ impl WorkerCounters {
             closed: Count::default(),
             lag_ns: Count::default(),
             beat_ns: Count::default(),
+            verdicts: Verdicts::default(),
             reasons: std::array::from_fn(|_| Count::default()),
         }
     }

@@ -2,6 +2,8 @@
 
 mod connection;
 mod counters;
+mod verdicts;
 
 pub use connection::{Connection, Direction};
 pub use counters::{Count, DirectionCounters, PodCounters, WorkerCounters};
+pub use verdicts::Verdicts;

@@ -102,6 +102,7 @@ fn healthy() -> Status {
             PodStatus { mode: Mode::Strict, ..pod("shop", "payments-0", PodState::Armed, 9_000, 0) },
         ],
         reasons: BTreeMap::from([(Reason::Ok, 119_961), (Reason::UpstreamRefused, 43)]),
+        authorizations: Vec::new(),
         problems: Vec::new(),
     }
 }

@@ -17,6 +17,7 @@ use crate::model::{
 };
 
 mod claims;
+mod policies;
 mod services;
 #[cfg(test)]
 mod soundness;
@@ -54,6 +55,7 @@ pub(super) struct Index {
     site: Site,
     mesh: Arc<Mesh>,
     services: HashMap<services::Name, Arc<Service>>,
+    policies: policies::Interned,
     generations: Counter,
     lists: Counter,
 }
@@ -65,6 +67,7 @@ impl Index {
             site,
             mesh: Arc::default(),
             services: HashMap::new(),
+            policies: policies::Interned::new(),
             generations: Counter(first),
             lists: Counter(first),
         }
@@ -86,7 +89,8 @@ impl Index {
             let own = workloads::claimed(pod).iter().filter(|address| owners.get(*address) == Some(&&loaded.key));
             addresses.insert(&loaded.key.name, own.copied().collect());
         }
-        let workloads = workloads::build(&input, &before, &self.site, &addresses, &mut problems);
+        let workloads = workloads::build(&input, &before, &self.site, &addresses, &self.policies, &mut problems);
+        self.policies = workloads.policies;
 
         let node = own_node(&input, &self.site.node);
         let mut targets = HashMap::new();
@@ -103,6 +107,7 @@ impl Index {
         targets.extend(at_address.into_iter().map(|(address, workload)| (address, Target::Workload(workload))));
         drop(owners);
 
+        let policies_differ = before.version == 0 || have_other_policies(&before, &workloads.by_name);
         let (destinations, generations) = self.generations(targets, &before, &input);
         problems.sort_by(|a, b| (&a.location.file, a.location.line).cmp(&(&b.location.file, b.location.line)));
         let mesh = Mesh {
@@ -112,6 +117,7 @@ impl Index {
             workloads: workloads.by_name,
             destinations,
             generations,
+            policies: before.policies + u64::from(policies_differ),
             netns: input.netns,
             problems,
             source: input.source,
@@ -241,6 +247,19 @@ fn problem(reason: Reason, loaded: &Loaded, field: &str, message: String) -> Pro
         message,
         remedy: reason.remedy().into(),
     }
+}
+
+/// Whether what is open between workloads that were there before may be decided otherwise now.
+fn have_other_policies(before: &Mesh, workloads: &BTreeMap<ObjectName, Arc<Workload>>) -> bool {
+    before.workloads.values().any(|before| {
+        workloads.get(&before.name).is_some_and(|now| {
+            !Arc::ptr_eq(before, now)
+                && (before.policy != now.policy
+                    || before.identity != now.identity
+                    || before.enrolled != now.enrolled
+                    || before.node != now.node)
+        })
+    })
 }
 
 /// Whether a decision about the one would be the same about the other: where it was read does not matter, but which

@@ -5,7 +5,10 @@ use std::fmt::Write;
 use proptest::prelude::*;
 
 use super::{tests::Fixture, *};
-use crate::discovery::{object::Pod, parse, store::Store};
+use crate::{
+    discovery::{object::Pod, parse, store::Store},
+    model::InboundPolicy,
+};
 
 /// A small world: every number is a choice, most of them collide with others now and then.
 #[derive(Clone, Debug)]
@@ -17,6 +20,8 @@ struct World {
     services: [(u8, u8); 2],
     /// Service it belongs to, and for each endpoint its address (0: none) and whether it is ready.
     slices: [(u8, [(u8, bool); 3]); 3],
+    /// For each policy (0: none, otherwise an action), whether it is for one pod only.
+    policies: [(u8, bool); 2],
     /// Lines of comment before everything.
     comments: usize,
 }
@@ -34,8 +39,17 @@ impl World {
             let phase = if *finished { "Failed" } else { "Running" };
             let _ = writeln!(
                 text,
-                "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: p{index}, namespace: shop, annotations: \
+                "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: p{index}, namespace: shop, labels: {{pod: p{index}}}, annotations: \
                  {{mesh-agent.io/mode: {mode}}}}}, status: {{podIP: 10.0.0.{address}, phase: {phase}}}}}"
+            );
+        }
+        for (index, (action, selects)) in self.policies.iter().enumerate().filter(|(_, policy)| policy.0 > 0) {
+            let action = ["", "ALLOW", "DENY", "AUDIT"][usize::from(*action)];
+            let selector = if *selects { "selector: {matchLabels: {pod: p1}}, " } else { "" };
+            let _ = writeln!(
+                text,
+                "---\n{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: a{index}, \
+                 namespace: shop}}, spec: {{{selector}action: {action}}}}}"
             );
         }
         for (index, (address, port)) in self.services.iter().enumerate().filter(|(_, service)| service.0 > 0) {
@@ -69,8 +83,19 @@ fn worlds() -> impl Strategy<Value = World> {
     let pods = [pod.clone(), pod.clone(), pod.clone(), pod];
     let service = (0..8_u8, 0..2_u8);
     let slice = || (0..2_u8, [(0..5_u8, any::<bool>()), (0..5_u8, any::<bool>()), (0..9_u8, any::<bool>())]);
-    (prop::bool::weighted(0.8), pods, [service.clone(), service], [slice(), slice(), slice()], 0..3_usize)
-        .prop_map(|(enrolled, pods, services, slices, comments)| World { enrolled, pods, services, slices, comments })
+    let policies = || (prop_oneof![1 => Just(0_u8), 1 => 1..4_u8], any::<bool>());
+    let slices = [slice(), slice(), slice()];
+    let services = [service.clone(), service];
+    (prop::bool::weighted(0.8), pods, services, slices, [policies(), policies()], 0..3_usize).prop_map(
+        |(enrolled, pods, services, slices, policies, comments)| World {
+            enrolled,
+            pods,
+            services,
+            slices,
+            policies,
+            comments,
+        },
+    )
 }
 
 /// One choice of `to` put into `from`, or none: most edits of a manifest are small.
@@ -82,6 +107,7 @@ fn edited(from: &World, to: &World, what: usize) -> World {
         5..=6 => world.services[what - 5] = to.services[what - 5],
         7..=9 => world.slices[what - 7] = to.slices[what - 7],
         10 => world.comments = to.comments,
+        11..=12 => world.policies[what - 11] = to.policies[what - 11],
         _ => world = to.clone(),
     }
     world
@@ -90,7 +116,11 @@ fn edited(from: &World, to: &World, what: usize) -> World {
 /// What a decision about an address rests on, written out without sharing, ids or order of files.
 fn naive(mesh: &Mesh, address: IpAddr) -> String {
     let pod = |workload: &Workload| {
-        format!("pod {} {} {:?} {}", workload.name, workload.enrolled, workload.mode, workload.identity)
+        let InboundPolicy { mode, ports, deny, allow, audit } = &*workload.policy;
+        let objects =
+            [deny, allow, audit].map(|list| list.iter().map(|object| object.name.to_string()).collect::<Vec<_>>());
+        let policy = format!("{mode:?} {ports:?} {objects:?}");
+        format!("pod {} {} {:?} {} {policy}", workload.name, workload.enrolled, workload.mode, workload.identity)
     };
     match mesh.destination(address).map(|known| &known.target) {
         None => "unknown".into(),
@@ -135,7 +165,7 @@ proptest! {
     #[test]
     fn generations_change_when_and_only_when_the_naive_view_does(
         start in worlds(),
-        edits in prop::collection::vec((worlds(), 0..12_usize), 1..12),
+        edits in prop::collection::vec((worlds(), 0..14_usize), 1..12),
     ) {
         let addresses: Vec<IpAddr> = (1..=9).map(|last| IpAddr::V4([10, 0, 0, last].into())).collect();
         let mut fixture = Fixture::new();

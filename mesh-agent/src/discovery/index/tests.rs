@@ -17,6 +17,11 @@ impl Fixture {
         Self { store: Store::default(), index: Index::new(Site::here(100)), netns }
     }
 
+    /// The same in another trust domain.
+    pub(super) fn of(trust_domain: &str) -> Self {
+        Self { index: Index::new(Site { trust_domain: trust_domain.into(), ..Site::here(100) }), ..Self::new() }
+    }
+
     fn write(&mut self, name: &str, text: &str) -> &mut Self {
         let path = Arc::new(PathBuf::from(name));
         let read = parse::file(&path, text);

@@ -7,7 +7,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{Input, claims, problem};
+use super::{
+    Input, claims,
+    policies::{Interned, Policies},
+    problem,
+};
 use crate::{
     discovery::{
         Site,
@@ -20,6 +24,8 @@ use crate::{
 pub(super) struct Workloads {
     pub(super) namespaces: BTreeMap<Arc<str>, bool>,
     pub(super) by_name: BTreeMap<ObjectName, Arc<Workload>>,
+    /// Their policies.
+    pub(super) policies: Interned,
 }
 
 /// Builds the workloads of all pods that live. `addresses` are those that pods own, by name of the pod.
@@ -28,9 +34,11 @@ pub(super) fn build(
     before: &Mesh,
     site: &Site,
     addresses: &HashMap<&ObjectName, Vec<IpAddr>>,
+    policies: &Interned,
     problems: &mut Vec<Problem>,
 ) -> Workloads {
     let node = &*site.node;
+    let mut policies = Policies::new(input, site, policies);
     let mut settings = HashMap::new();
     let mut namespaces = BTreeMap::new();
     for loaded in &input.objects {
@@ -51,7 +59,7 @@ pub(super) fn build(
             continue;
         }
         let inherited = settings.get(&*name.namespace).copied().unwrap_or(&none);
-        let mut workload = workload(site, loaded, pod, inherited, owned);
+        let mut workload = workload(site, loaded, pod, inherited, owned, policies.of(loaded, pod));
         if !workload.is_on(node) {
             workload.netns = None;
         }
@@ -68,7 +76,8 @@ pub(super) fn build(
         };
         by_name.insert(name.clone(), workload);
     }
-    Workloads { namespaces, by_name }
+    problems.append(&mut policies.problems);
+    Workloads { namespaces, by_name, policies: policies.interned }
 }
 
 /// Pods that have not finished.
@@ -84,12 +93,18 @@ pub(super) fn claimed(pod: &Pod) -> &[IpAddr] {
     if pod.host_network { &[] } else { &pod.addresses }
 }
 
-fn workload(site: &Site, loaded: &Loaded, pod: &Pod, inherited: &Settings, addresses: Vec<IpAddr>) -> Workload {
+fn workload(
+    site: &Site,
+    loaded: &Loaded,
+    pod: &Pod,
+    inherited: &Settings,
+    addresses: Vec<IpAddr>,
+    policy: Arc<InboundPolicy>,
+) -> Workload {
     fn first<T: Clone>(own: Option<&T>, inherited: Option<&T>) -> Option<T> {
         own.or(inherited).cloned()
     }
     let own = &pod.settings;
-    let mode = own.mode.or(inherited.mode).unwrap_or_default();
     Workload {
         name: loaded.key.name.clone(),
         identity: Arc::new(Identity {
@@ -102,8 +117,8 @@ fn workload(site: &Site, loaded: &Loaded, pod: &Pod, inherited: &Settings, addre
         netns: own.netns.as_ref().filter(|_| !pod.host_network).map(|netns| netns.path.clone()),
         host_network: pod.host_network,
         enrolled: own.mesh.or(inherited.mesh).unwrap_or(false),
-        mode,
-        policy: Arc::new(InboundPolicy { mode, ports: Vec::new() }),
+        mode: policy.kernel_mode(),
+        policy,
         exclusions: Exclusions {
             outbound_ports: first(own.outbound_ports.as_ref(), inherited.outbound_ports.as_ref()).unwrap_or_default(),
             inbound_ports: first(own.inbound_ports.as_ref(), inherited.inbound_ports.as_ref()).unwrap_or_default(),

@@ -97,6 +97,7 @@ fn a_pod_as_kubectl_prints_it() {
             netns: Some(Netns { path: "/run/netns/web-0".into(), line: 14 }),
             ..Settings::default()
         },
+        labels: vec![("app".into(), "web".into()), ("mesh-agent.io/mesh".into(), "enabled".into())],
         service_account: "web".into(),
         node: Some("node-a".into()),
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
