@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 #![allow(
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
     reason = "a harness that cannot go on fails the test, and says where"
@@ -13,9 +14,11 @@ pub mod app;
 pub mod manifest;
 pub mod mesh;
 pub mod node;
+pub mod pki;
 pub mod require;
 pub mod sandbox;
 pub mod socket;
+pub mod spine;
 pub mod sys;
 pub mod wait;
 
@@ -24,4 +27,5 @@ pub use app::{App, Seen};
 pub use mesh::Pair;
 pub use node::{Node, Pod};
 pub use require::require;
+pub use spine::Spine;
 pub use wait::eventually;

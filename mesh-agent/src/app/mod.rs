@@ -15,7 +15,7 @@ use crate::{
     admin::{self, lock::RunLock, server::Server},
     datapath::{self, Datapath},
     discovery,
-    model::Mesh,
+    model::{Identity, Mesh, Reason},
     proxy,
 };
 
@@ -119,13 +119,33 @@ fn start_workers(
 ) -> anyhow::Result<Vec<proxy::WorkerHandle>> {
     let config = proxy::Config { connect_timeout: options.connect_timeout, direct: options.direct };
     let cpus = usable_cpus()?;
+    let certificates = Arc::new(NoCertificates);
     (0..options.workers)
         .map(|index| {
             let cpu = cpus.get(index % cpus.len().max(1)).copied().unwrap_or(0);
             let kernel = Box::new(kernel::KernelMaps(datapath.worker_maps()?));
-            proxy::spawn(index as u32, cpu, config, kernel, Arc::clone(held), mesh.clone()).context("a worker's thread")
+            let (held, certificates) = (Arc::clone(held), Arc::clone(&certificates) as Arc<dyn proxy::Certificates>);
+            proxy::spawn(index as u32, cpu, config, kernel, held, certificates, mesh.clone())
+                .context("a worker's thread")
         })
         .collect()
+}
+
+/// Nobody vouches for the workloads of this node: whoever has to be called by mutual TLS is not called.
+struct NoCertificates;
+
+impl proxy::Certificates for NoCertificates {
+    fn client(&self, _own: &Identity) -> Result<Arc<rustls::ClientConfig>, Reason> {
+        Err(Reason::CertificateMissing)
+    }
+
+    fn server(&self, _own: &Identity) -> Result<Arc<rustls::ServerConfig>, Reason> {
+        Err(Reason::CertificateMissing)
+    }
+
+    fn peer(&self, _chain: &[rustls::pki_types::CertificateDer<'_>]) -> Option<Identity> {
+        None
+    }
 }
 
 /// Where this process starts to count generations: never where an earlier one did, whose decisions may be about.

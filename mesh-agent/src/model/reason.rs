@@ -64,6 +64,15 @@ reasons! {
     UnknownServicePort "unknown_service_port" Downstream "The service has no such port." "Check the port the client uses against the Service's ports.";
     NoOriginalDestination "no_original_destination" Downstream "A connection reached the agent's port without having been captured." "Something in the pod dials the agent's port itself: use the real destination.";
     PlaintextRefused "plaintext_refused" Downstream "A strict workload was called in plaintext by somebody who is not in the mesh." "Enrol the caller, or set mesh-agent.io/mode: permissive on the callee.";
+    CertificateMissing "certificate_missing" Agent "There is no valid certificate for the workload, so it can neither call nor be called by mutual TLS." "See the certificates in mesh-agent status: the certificate authority may be unreachable, or refuse.";
+    CertificateRefused "certificate_refused" Upstream "The other end of a mutual TLS connection did not accept the workload's certificate." "Compare the trust roots and the clocks of the two nodes.";
+    TlsHandshake "tls_handshake" Downstream "A mutual TLS handshake failed before certificates were judged." "The other end does not speak TLS 1.3 with an offered protocol, or is no mesh agent at all: see the log.";
+    HandshakeTimeout "handshake_timeout" Downstream "A mutual TLS handshake did not end in time." "Look at the network between the nodes and at the load of the other agent.";
+    HandshakeLimit "handshake_limit" Downstream "A mutual TLS handshake made room for newer ones: too many were open at once." "Look for a client that opens connections to port 15008 and says nothing.";
+    PeerNotTrusted "peer_not_trusted" Downstream "The other end of a mutual TLS connection has no certificate that is trusted." "Compare the trust roots and the clocks of the two nodes; a client outside the mesh must not use port 15008.";
+    PeerUnexpected "peer_unexpected" Upstream "The workload at the destination is another one than the mesh expects there." "The address may have passed to another pod a moment ago; if it stays, compare the service accounts of pod and certificate.";
+    HboneBadRequest "hbone_bad_request" Downstream "A request for a tunnel is malformed, or for an address that is not the workload's." "Only CONNECT to an address and port of the workload itself is served; look at the client's agent.";
+    HboneRefused "hbone_refused" Upstream "The agent at the destination refused the tunnel." "See the log of the agent on the destination's node.";
     FdLimit "fd_limit" Agent "The agent ran out of file descriptors." "Raise the agent's RLIMIT_NOFILE (LimitNOFILE=, ulimit -n).";
     NoPorts "no_ports" Agent "The pod ran out of ephemeral ports toward that destination." "Widen net.ipv4.ip_local_port_range in the pod, or reuse connections.";
     WorkloadGone "workload_gone" Agent "The pod's network namespace went away under the connection." "None needed: the pod was deleted.";

@@ -1,9 +1,25 @@
 //! May this peer do this? Pure.
 
-use crate::model::{Mode, Reason, Workload};
+use std::net::SocketAddr;
+
+use crate::model::{Identity, Mode, Reason, Workload};
 
 /// Whether a same-node connection of an enrolled workload may reach `destination`. The kernel vouches for the source.
 pub fn authorize(_source: &Workload, _destination: &Workload) -> Result<(), Reason> {
+    Ok(())
+}
+
+/// Whether a peer from elsewhere may reach `destination` of `workload`: `identity` is proved by its certificate, `None` in
+/// plaintext; `peer` is its end of the TCP connection.
+///
+/// # Errors
+/// Why not.
+pub fn authorize_peer(
+    _workload: &Workload,
+    _identity: Option<&Identity>,
+    _peer: SocketAddr,
+    _destination: SocketAddr,
+) -> Result<(), Reason> {
     Ok(())
 }
 

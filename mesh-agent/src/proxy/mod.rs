@@ -5,12 +5,16 @@ mod accept;
 mod attempt;
 pub mod direct;
 mod error;
+pub mod hbone;
 mod held;
 mod inbound;
 mod outbound;
 mod pod;
+mod pool;
 pub mod relay;
 mod seams;
+mod tls;
+pub mod transport;
 mod upstream;
 mod worker;
 

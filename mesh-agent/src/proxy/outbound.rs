@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use super::{Accepted, Error, Pod, Worker, direct, relay, upstream, worker};
+use super::{
+    Accepted, Error, Pod, Worker, direct,
+    transport::{self, Transport},
+    upstream, worker,
+};
 use crate::{
     balance,
     model::{Endpoint, Mesh, OrigDst, Reason, UpstreamAddr},
@@ -21,8 +25,8 @@ pub(super) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted)
 }
 
 async fn run(
-    worker: &Worker,
-    pod: &Pod,
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
     peer: SocketAddr,
     sockets: &mut upstream::Sockets,
     record: &mut Connection,
@@ -38,22 +42,22 @@ async fn run(
         upstream::adopt(early?)?
     } else {
         // Where does it lead, and may it?
-        let endpoint = decide(worker, pod, destination, original.chosen)?;
-        record.upstream = Some(endpoint.0);
-        let result = upstream::connect(worker, pod, endpoint).await;
+        let transport = decide(worker, pod, destination, original.chosen)?;
+        record.upstream = Some(transport.destination());
+        let result = upstream::open(worker, pod, peer, transport).await;
         worker.learn(pod, destination, &result);
         result?
     };
-    relay::run(&sockets.downstream, sockets.upstream.insert(upstream), record).await
+    sockets.upstream.insert(upstream).relay(&sockets.downstream, record).await
 }
 
-/// Route, balance, policy, all on one snapshot. Where it may, the next one goes direct.
+/// Route, balance, policy and transport, all on one snapshot. Where it may, the next one goes direct.
 pub(super) fn decide(
     worker: &Worker,
     pod: &Pod,
     destination: OrigDst,
     drawn: Option<SocketAddr>,
-) -> Result<UpstreamAddr, Error> {
+) -> Result<Transport, Error> {
     let mesh = &worker.mesh();
     let (upstream, target) = match route::select(mesh, destination).map_err(Error::Route)? {
         Route::Passthrough(upstream) => (upstream, None),
@@ -63,11 +67,14 @@ pub(super) fn decide(
             (UpstreamAddr(SocketAddr::new(endpoint.address, endpoint.port)), endpoint.workload.clone())
         }
     };
-    if let (Some(source), Some(target)) = (mesh.workloads.get(&pod.name), target) {
-        policy::authorize(source, &target).map_err(Error::Refused)?;
+    let (source, target) = (mesh.workloads.get(&pod.name).map(Arc::as_ref), target.as_deref());
+    let transport = transport::choose(mesh, source, target, upstream);
+    // What leaves the node is for the agent there to judge.
+    if let (Transport::Plain(_), Some(source), Some(target)) = (&transport, source, target) {
+        policy::authorize(source, target).map_err(Error::Refused)?;
     }
     remember(worker, mesh, pod, destination);
-    Ok(upstream)
+    Ok(transport)
 }
 
 /// The endpoint that the connect hook drew, if it is one still; otherwise another.

@@ -3,5 +3,5 @@
 mod connection;
 mod counters;
 
-pub use connection::{Connection, Direction};
+pub use connection::{Connection, Direction, Wire};
 pub use counters::{Count, DirectionCounters, PodCounters, WorkerCounters};

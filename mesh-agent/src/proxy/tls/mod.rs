@@ -1,0 +1,57 @@
+//! Mutual TLS on a socket: the handshake, its time limit, and what its failures mean.
+
+mod handshakes;
+mod offers;
+mod session;
+mod stream;
+
+use std::{future::poll_fn, io, time::Duration};
+
+use rustls::AlertDescription;
+use tokio::net::TcpStream;
+
+pub(super) use handshakes::Handshakes;
+pub(super) use offers::Offers;
+pub(super) use session::Session;
+pub(super) use stream::TlsStream;
+
+use super::Error;
+use crate::model::Reason;
+
+/// How long a handshake may take.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Shakes hands.
+pub(super) async fn handshake(socket: TcpStream, session: Session) -> Result<TlsStream, Error> {
+    let mut stream = TlsStream::new(socket, session);
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, poll_fn(|cx| stream.poll_handshake(cx))).await {
+        Ok(Ok(())) => Ok(stream),
+        Ok(Err(error)) => Err(Error::Tunnel(reason(&error).unwrap_or(Reason::TlsHandshake))),
+        Err(_) => Err(Error::Tunnel(Reason::HandshakeTimeout)),
+    }
+}
+
+/// What an error of a TLS stream means; `None` if it is none of TLS.
+pub(super) fn reason(error: &io::Error) -> Option<Reason> {
+    use AlertDescription as Alert;
+    use rustls::Error as Tls;
+
+    let error = error.get_ref()?.downcast_ref::<Tls>()?;
+    Some(match error {
+        Tls::InvalidCertificate(_) | Tls::NoCertificatesPresented | Tls::InvalidCertRevocationList(_) => {
+            Reason::PeerNotTrusted
+        }
+        Tls::AlertReceived(
+            Alert::AccessDenied
+            | Alert::BadCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateRequired
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::DecryptError
+            | Alert::UnknownCA
+            | Alert::UnsupportedCertificate,
+        ) => Reason::CertificateRefused,
+        _ => Reason::TlsHandshake,
+    })
+}
