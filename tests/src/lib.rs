@@ -20,6 +20,7 @@ pub mod sandbox;
 pub mod socket;
 pub mod spine;
 pub mod sys;
+pub mod twin;
 pub mod wait;
 
 pub use agent::Agent;
@@ -28,4 +29,5 @@ pub use mesh::Pair;
 pub use node::{Node, Pod};
 pub use require::require;
 pub use spine::Spine;
+pub use twin::Twin;
 pub use wait::eventually;

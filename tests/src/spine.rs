@@ -6,6 +6,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
         mpsc::{self, Receiver, Sender},
     },
     time::Duration,
@@ -58,16 +59,19 @@ pub enum Asked {
 /// A kernel that knows one answer.
 struct Fake {
     original: Arc<Mutex<Option<SocketAddr>>>,
+    is_held: Arc<AtomicBool>,
     asked: Sender<Asked>,
+    reach: Sender<(SocketAddr, Reachable)>,
 }
 
 impl Kernel for Fake {
     fn original(&self, _: &tokio::net::TcpStream) -> Option<Original> {
         let destination = OrigDst((*self.original.lock().unwrap())?);
-        Some(Original { destination, chosen: None, held: false })
+        Some(Original { destination, chosen: None, held: self.is_held.load(Relaxed) })
     }
 
-    fn set_reach(&mut self, _: u32, _: OrigDst, _: Reachable, _: Duration) -> std::io::Result<()> {
+    fn set_reach(&mut self, _: u32, to: OrigDst, reachable: Reachable, _: Duration) -> std::io::Result<()> {
+        let _ = self.reach.send((to.0, reachable));
         Ok(())
     }
 
@@ -105,14 +109,19 @@ pub struct Spine {
     pub inbound: SocketAddr,
     /// What connections to `outbound` have asked for.
     pub original: Arc<Mutex<Option<SocketAddr>>>,
+    /// Whether their handshakes were held.
+    pub is_held: Arc<AtomicBool>,
     /// What the worker asks of the kernel.
     pub asked: Receiver<Asked>,
+    /// What it says of destinations.
+    pub reach: Receiver<(SocketAddr, Reachable)>,
     /// The snapshot.
     pub mesh: watch::Sender<Arc<Mesh>>,
 }
 
 /// The configuration of most tests.
-pub const CONFIG: Config = Config { connect_timeout: Duration::from_secs(5), direct: true };
+pub const CONFIG: Config =
+    Config { connect_timeout: Duration::from_secs(5), handshake_timeout: Duration::from_secs(10), direct: true };
 
 impl Spine {
     /// With the client's pod.
@@ -134,8 +143,10 @@ impl Spine {
         certificates: Arc<dyn Certificates>,
     ) -> Self {
         let (tell, asked) = mpsc::channel();
-        let original = Arc::default();
-        let kernel = Fake { original: Arc::clone(&original), asked: tell };
+        let (tell_reach, reach) = mpsc::channel();
+        let (original, is_held) = (Arc::default(), Arc::default());
+        let kernel =
+            Fake { original: Arc::clone(&original), is_held: Arc::clone(&is_held), asked: tell, reach: tell_reach };
         let (mesh, receiver) = watch::channel(Arc::new(mesh));
         let worker = proxy::spawn(0, 0, config, Box::new(kernel), Arc::default(), certificates, receiver).unwrap();
         let netns = Netns::open(Path::new("/proc/self/ns/net")).unwrap();
@@ -148,7 +159,7 @@ impl Spine {
         }
         let (outbound, inbound) = (listeners.outbound.local_addr().unwrap(), listeners.inbound.local_addr().unwrap());
         worker.send(Command::Add(Arc::clone(&pod), listeners));
-        Self { worker, pod, outbound, inbound, original, asked, mesh }
+        Self { worker, pod, outbound, inbound, original, is_held, asked, reach, mesh }
     }
 
     /// Connects as an app that asked for `to`.

@@ -20,7 +20,7 @@ use mesh_agent::{
 };
 use mesh_tests::{
     App, Spine, eventually, socket,
-    spine::{Asked, SLOT, echo, mesh, with_service},
+    spine::{Asked, CONFIG, SLOT, echo, mesh, with_service},
 };
 use tokio::sync::oneshot;
 
@@ -51,7 +51,7 @@ fn a_pod_of_this_node_is_remembered_as_direct() {
 #[test]
 fn with_direct_off_nothing_is_remembered() {
     let app = echo();
-    let config = Config { connect_timeout: Duration::from_secs(5), direct: false };
+    let config = Config { direct: false, ..CONFIG };
     let spine = Spine::with(mesh(app.address.ip(), Mode::Permissive), config);
     socket::finish(spine.connect(app.address)).unwrap();
     spine.await_reason(Reason::Ok);
@@ -117,7 +117,7 @@ fn a_server_that_does_not_answer_is_given_up() {
     let to = listener.local_addr().unwrap().as_socket().unwrap();
     let _queued: Vec<_> =
         (0..3).map_while(|_| TcpStream::connect_timeout(&to, Duration::from_millis(100)).ok()).collect();
-    let config = Config { connect_timeout: Duration::from_millis(300), direct: true };
+    let config = Config { connect_timeout: Duration::from_millis(300), ..CONFIG };
     Spine::with(mesh(ELSEWHERE, Mode::Permissive), config).fails(to, Reason::UpstreamTimeout);
 }
 

@@ -19,6 +19,9 @@ use crate::{
     proxy,
 };
 
+/// How long a TLS handshake with another agent may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Replaces the log filter; the error says what is wrong with it.
 pub type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
@@ -117,7 +120,11 @@ fn start_workers(
     held: &Arc<proxy::Held>,
     mesh: &watch::Receiver<Arc<Mesh>>,
 ) -> anyhow::Result<Vec<proxy::WorkerHandle>> {
-    let config = proxy::Config { connect_timeout: options.connect_timeout, direct: options.direct };
+    let config = proxy::Config {
+        connect_timeout: options.connect_timeout,
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+        direct: options.direct,
+    };
     let cpus = usable_cpus()?;
     let certificates = Arc::new(NoCertificates);
     (0..options.workers)

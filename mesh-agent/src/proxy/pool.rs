@@ -161,7 +161,7 @@ async fn shake_hands(worker: &Worker, pod: &Pod, key: &Key, config: &Arc<ClientC
     socket.set_nodelay(true).map_err(Error::Connect)?;
     let session = Session::client(Arc::clone(config), name(key)?, &[hbone::ALPN])
         .map_err(|_| Error::Tunnel(Reason::TlsHandshake))?;
-    let stream = tls::handshake(socket, session).await?;
+    let stream = tls::handshake(socket, session, worker.config.handshake_timeout).await?;
     match worker.certificates.peer(stream.peer()) {
         Some(identity) if identity == *key.expected => Ok(stream),
         Some(identity) => {

@@ -46,6 +46,8 @@ const MAX_ANSWERED: usize = 4096;
 pub struct Config {
     /// How long an upstream connect may take.
     pub connect_timeout: Duration,
+    /// How long a TLS handshake may take, on either side.
+    pub handshake_timeout: Duration,
     /// Whether decisions are cached in the kernel.
     pub direct: bool,
 }

@@ -10,6 +10,7 @@ use h2::{
 };
 use http::{Method, Request, Response, StatusCode, request::Parts};
 use mesh_common::{INBOUND_PORT, OUTBOUND_PORT};
+use rustls::ServerConfig;
 
 use super::{Stream, headers, relay};
 use crate::{
@@ -33,6 +34,8 @@ struct Caller {
     address: SocketAddr,
     /// The address of the pod that he has called.
     local: SocketAddr,
+    /// What he was offered. When that has changed, so may have whom this agent trusts.
+    config: Arc<ServerConfig>,
 }
 
 /// Serves a connection to [`super::PORT`] of the pod, which is `local`.
@@ -61,14 +64,14 @@ async fn shake_hands(
     local: SocketAddr,
 ) -> Result<(TlsStream, Caller), Error> {
     let config = worker.server_config(pod)?;
-    let session = Session::server(config).map_err(|_| Error::Tunnel(Reason::TlsHandshake))?;
+    let session = Session::server(Arc::clone(&config)).map_err(|_| Error::Tunnel(Reason::TlsHandshake))?;
     let mut open = worker.handshakes.begin();
     let stream = tokio::select! {
-        stream = tls::handshake(accepted.socket, session) => stream?,
+        stream = tls::handshake(accepted.socket, session, worker.config.handshake_timeout) => stream?,
         () = open.pushed_out() => return Err(Error::Tunnel(Reason::HandshakeLimit)),
     };
     let identity = worker.certificates.peer(stream.peer()).ok_or(Error::Tunnel(Reason::PeerNotTrusted))?;
-    Ok((stream, Caller { identity: Arc::new(identity), address: accepted.peer, local }))
+    Ok((stream, Caller { identity: Arc::new(identity), address: accepted.peer, local, config }))
 }
 
 /// Takes tunnels until the caller or this agent has had enough; those that are open then go on.
@@ -82,7 +85,7 @@ async fn run(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TlsStream, caller: Rc<
         .data_frame_budget(super::SMALL_FRAMES)
         .max_concurrent_streams(MOST_STREAMS)
         .handshake::<_, Bytes>(stream);
-    let mut connection = tokio::time::timeout(tls::HANDSHAKE_TIMEOUT, handshake)
+    let mut connection = tokio::time::timeout(worker.config.handshake_timeout, handshake)
         .await
         .map_err(|_| Error::Tunnel(Reason::HandshakeTimeout))?
         .map_err(|_| Error::Tunnel(Reason::HboneBadRequest))?;
@@ -92,6 +95,11 @@ async fn run(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TlsStream, caller: Rc<
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
+                    let is_current = |config| Arc::ptr_eq(&config, &caller.config);
+                    if !is_closing && !worker.server_config(pod).is_ok_and(is_current) {
+                        is_closing = true;
+                        connection.graceful_shutdown();
+                    }
                     let tunnel = serve_tunnel(Rc::clone(worker), Arc::clone(pod), Rc::clone(&caller), request, respond);
                     worker.serve(pod, tunnel);
                 }

@@ -18,13 +18,10 @@ pub(super) use stream::TlsStream;
 use super::Error;
 use crate::model::Reason;
 
-/// How long a handshake may take.
-pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Shakes hands.
-pub(super) async fn handshake(socket: TcpStream, session: Session) -> Result<TlsStream, Error> {
+pub(super) async fn handshake(socket: TcpStream, session: Session, timeout: Duration) -> Result<TlsStream, Error> {
     let mut stream = TlsStream::new(socket, session);
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, poll_fn(|cx| stream.poll_handshake(cx))).await {
+    match tokio::time::timeout(timeout, poll_fn(|cx| stream.poll_handshake(cx))).await {
         Ok(Ok(())) => Ok(stream),
         Ok(Err(error)) => Err(Error::Tunnel(reason(&error).unwrap_or(Reason::TlsHandshake))),
         Err(_) => Err(Error::Tunnel(Reason::HandshakeTimeout)),
