@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 #![allow(
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
     reason = "a harness that cannot go on fails the test, and says where"
@@ -16,10 +17,13 @@ pub mod manifest;
 pub mod mesh;
 pub mod node;
 pub mod packet;
+pub mod pki;
 pub mod require;
 pub mod sandbox;
 pub mod socket;
+pub mod spine;
 pub mod sys;
+pub mod twin;
 pub mod wait;
 
 pub use agent::Agent;
@@ -29,4 +33,6 @@ pub use cluster::{Cluster, Cross};
 pub use mesh::Pair;
 pub use node::{Node, Pod};
 pub use require::require;
+pub use spine::Spine;
+pub use twin::Twin;
 pub use wait::eventually;

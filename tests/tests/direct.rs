@@ -9,199 +9,20 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::Path,
-    sync::{
-        Arc, Mutex,
-        mpsc::{self, Receiver, Sender},
-    },
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    sync::Arc,
     time::Duration,
 };
 
 use mesh_agent::{
-    model::{
-        Destination, Endpoint, Mesh, Mode, Node, ObjectName, OrigDst, Reachable, Reason, Service, ServicePort, Target,
-        TrafficDistribution, Workload,
-    },
-    net::netns::Netns,
-    proxy::{self, Command, Config, Kernel, Original, Pod, PodListeners, WorkerHandle, direct::Cacheable},
+    model::{Mode, Reason},
+    proxy::{Command, Config},
 };
-use mesh_tests::{App, app, eventually, socket};
-use tokio::sync::{oneshot, watch};
-
-const SLOT: u32 = 7;
-const CLIENT: &str = "client";
-const SERVER: &str = "server";
-
-/// What workers asked of the kernel.
-#[derive(Debug, PartialEq, Eq)]
-enum Asked {
-    Remember { slot: u32, source_generation: u32, destination: SocketAddr, backends: Vec<(SocketAddr, bool)> },
-    ShowClient(SocketAddr),
-}
-
-/// A kernel that knows one answer.
-struct Fake {
-    original: Arc<Mutex<Option<SocketAddr>>>,
-    asked: Sender<Asked>,
-}
-
-impl Kernel for Fake {
-    fn original(&self, _: &tokio::net::TcpStream) -> Option<Original> {
-        let destination = OrigDst((*self.original.lock().unwrap())?);
-        Some(Original { destination, chosen: None, held: false })
-    }
-
-    fn set_reach(&mut self, _: u32, _: OrigDst, _: Reachable, _: Duration) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn show_client(&mut self, _: &socket2::Socket, client: SocketAddr) -> std::io::Result<()> {
-        let _ = self.asked.send(Asked::ShowClient(client));
-        Ok(())
-    }
-
-    fn remember(
-        &mut self,
-        slot: u32,
-        source_generation: u32,
-        destination: OrigDst,
-        way: &Cacheable<'_>,
-    ) -> std::io::Result<()> {
-        let (destination, backends) = (destination.0, way.backends.to_vec());
-        let _ = self.asked.send(Asked::Remember { slot, source_generation, destination, backends });
-        Ok(())
-    }
-
-    fn beat(&mut self, _: u32, _: Option<(u64, u64)>) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A worker with one pod.
-struct Spine {
-    worker: WorkerHandle,
-    pod: Arc<Pod>,
-    outbound: SocketAddr,
-    inbound: SocketAddr,
-    original: Arc<Mutex<Option<SocketAddr>>>,
-    asked: Receiver<Asked>,
-    mesh: watch::Sender<Arc<Mesh>>,
-}
-
-impl Spine {
-    fn new(mesh: Mesh) -> Self {
-        Self::with(mesh, Config { connect_timeout: Duration::from_secs(5), direct: true })
-    }
-
-    fn with(mesh: Mesh, config: Config) -> Self {
-        let (tell, asked) = mpsc::channel();
-        let original = Arc::default();
-        let kernel = Fake { original: Arc::clone(&original), asked: tell };
-        let (mesh, receiver) = watch::channel(Arc::new(mesh));
-        let worker = proxy::spawn(0, 0, config, Box::new(kernel), Arc::default(), receiver).unwrap();
-        let netns = Netns::open(Path::new("/proc/self/ns/net")).unwrap();
-        let pod = Arc::new(Pod::new(name(CLIENT), SLOT, netns, 1));
-        pod.set_generation(3);
-        let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let listeners = PodListeners { outbound: listen(), inbound: listen() };
-        for listener in [&listeners.outbound, &listeners.inbound] {
-            listener.set_nonblocking(true).unwrap();
-        }
-        let (outbound, inbound) = (listeners.outbound.local_addr().unwrap(), listeners.inbound.local_addr().unwrap());
-        worker.send(Command::Add(Arc::clone(&pod), listeners));
-        Self { worker, pod, outbound, inbound, original, asked, mesh }
-    }
-
-    /// Connects as an app that asked for `to`.
-    fn connect(&self, to: SocketAddr) -> TcpStream {
-        self.try_connect(to).unwrap()
-    }
-
-    fn try_connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
-        *self.original.lock().unwrap() = Some(to);
-        socket::connect_here(self.outbound)
-    }
-
-    /// Connects as an app that asked for `to`, and meets an error.
-    fn fails(&self, to: SocketAddr, reason: Reason) {
-        // The reset may be there before connect() has returned.
-        let error = self.try_connect(to).and_then(|mut socket| socket.read(&mut [0; 1])).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-        self.await_reason(reason);
-    }
-
-    fn await_reason(&self, reason: Reason) {
-        eventually(&format!("{reason} is counted"), || {
-            self.worker.counters.reasons().any(|(ended, n)| ended == reason && n == 1).then_some(())
-        });
-    }
-
-    fn asked(&self) -> Asked {
-        self.asked.recv_timeout(Duration::from_secs(5)).unwrap()
-    }
-
-    fn totals(&self) -> (u64, u64) {
-        let counters = &self.pod.counters[0].outbound;
-        (counters.to_upstream.value(), counters.to_downstream.value())
-    }
-}
-
-fn name(name: &str) -> ObjectName {
-    ObjectName::new("shop", name)
-}
-
-fn workload(called: &str, address: IpAddr, mode: Mode) -> Arc<Workload> {
-    let identity = Arc::new("spiffe://cluster.local/ns/shop/sa/default".parse().unwrap());
-    Arc::new(Workload {
-        node: None,
-        addresses: vec![address],
-        netns: None,
-        host_network: false,
-        enrolled: true,
-        mode,
-        ..Workload::new(name(called), identity)
-    })
-}
-
-/// A mesh with the client, and a server at `address`.
-fn mesh(address: IpAddr, mode: Mode) -> Mesh {
-    let client = workload(CLIENT, Ipv4Addr::new(192, 0, 2, 1).into(), mode);
-    let server = workload(SERVER, address, mode);
-    Mesh {
-        version: 1,
-        node: Node { name: "node-1".into(), ..Node::default() },
-        destinations: [(address, Destination { target: Target::Workload(Arc::clone(&server)), generation: 1 })].into(),
-        workloads: [client, server].map(|workload| (workload.name.clone(), workload)).into(),
-        ..Mesh::default()
-    }
-}
-
-/// Adds a service at `address` to the mesh, with endpoints that no pod is known of.
-fn with_service(mut mesh: Mesh, address: SocketAddr, endpoints: &[SocketAddr]) -> Mesh {
-    let endpoint = |at: &SocketAddr| Endpoint {
-        address: at.ip(),
-        port: at.port(),
-        ready: true,
-        draining: false,
-        node: None,
-        zone: None,
-        workload: mesh.workload_at(at.ip()).cloned(),
-    };
-    let endpoints = endpoints.iter().map(endpoint).collect();
-    let service = Arc::new(Service {
-        name: name("web"),
-        addresses: vec![address.ip()],
-        ports: vec![ServicePort { port: address.port(), name: "".into(), endpoints, list: 9 }],
-        distribution: TrafficDistribution::Any,
-    });
-    mesh.destinations.insert(address.ip(), Destination { target: Target::Service(service), generation: 2 });
-    mesh
-}
-
-fn echo() -> App {
-    App::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(), app::echo)
-}
+use mesh_tests::{
+    App, Spine, eventually, socket,
+    spine::{Asked, CONFIG, SLOT, echo, mesh, with_service},
+};
+use tokio::sync::oneshot;
 
 const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
@@ -230,7 +51,7 @@ fn a_pod_of_this_node_is_remembered_as_direct() {
 #[test]
 fn with_direct_off_nothing_is_remembered() {
     let app = echo();
-    let config = Config { connect_timeout: Duration::from_secs(5), direct: false };
+    let config = Config { direct: false, ..CONFIG };
     let spine = Spine::with(mesh(app.address.ip(), Mode::Permissive), config);
     socket::finish(spine.connect(app.address)).unwrap();
     spine.await_reason(Reason::Ok);
@@ -296,7 +117,7 @@ fn a_server_that_does_not_answer_is_given_up() {
     let to = listener.local_addr().unwrap().as_socket().unwrap();
     let _queued: Vec<_> =
         (0..3).map_while(|_| TcpStream::connect_timeout(&to, Duration::from_millis(100)).ok()).collect();
-    let config = Config { connect_timeout: Duration::from_millis(300), direct: true };
+    let config = Config { connect_timeout: Duration::from_millis(300), ..CONFIG };
     Spine::with(mesh(ELSEWHERE, Mode::Permissive), config).fails(to, Reason::UpstreamTimeout);
 }
 

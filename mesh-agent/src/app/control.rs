@@ -14,12 +14,13 @@ use tokio::{
 };
 
 use super::{
-    Options,
+    Options, certificates,
     pods::Pods,
     status::{self, Answers, Watched},
 };
 use crate::{
     datapath::{Attempt, Datapath},
+    identity::Identities,
     model::{Mesh, Reason, Status},
     net::netns,
     proxy::{self, Command, Held, WorkerHandle},
@@ -43,6 +44,7 @@ pub(super) struct Control {
     pub(super) started: Instant,
     pub(super) watched: BTreeMap<crate::model::ObjectName, Watched>,
     held: Arc<Held>,
+    identities: Arc<Identities>,
     snapshots: watch::Sender<Arc<Mesh>>,
     generations: Vec<u32>,
     answers: Arc<Answers>,
@@ -54,6 +56,7 @@ impl Control {
         datapath: Datapath,
         workers: Vec<WorkerHandle>,
         held: Arc<Held>,
+        identities: Arc<Identities>,
         snapshots: watch::Sender<Arc<Mesh>>,
         answers: Arc<Answers>,
     ) -> Self {
@@ -69,6 +72,7 @@ impl Control {
             started: Instant::now(),
             watched: BTreeMap::new(),
             held,
+            identities,
             snapshots,
             generations,
             answers,
@@ -134,6 +138,7 @@ impl Control {
             tracing::error!(%error, "generations cannot be written; the former snapshot stays in force");
             return;
         }
+        self.identities.want(&certificates::needed(mesh));
         self.snapshots.send_replace(Arc::clone(mesh));
         self.mesh = Arc::clone(mesh);
         self.refresh_node_addresses();

@@ -1,5 +1,6 @@
 //! Start order, top to bottom; the only module that knows every other.
 
+mod certificates;
 mod control;
 mod kernel;
 mod pods;
@@ -16,9 +17,13 @@ use crate::{
     ca,
     datapath::{self, Datapath},
     discovery,
+    identity::Identities,
     model::Mesh,
     proxy,
 };
+
+/// How long a TLS handshake with another agent may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Replaces the log filter; the error says what is wrong with it.
 pub type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -80,16 +85,27 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
 
+    // Then whoever vouches for the workloads; it need not answer yet.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the control runtime")?;
+    let identities = {
+        let _entered = runtime.enter();
+        let trust_domain = options.trust_domain.clone();
+        let authority = ca::connect(&ca::Config { choice: options.authority.clone(), trust_domain })?;
+        // The proxy says for itself what it speaks in a connection.
+        Identities::new(authority, options.trust_domain.as_str().into(), Vec::new(), Vec::new())
+    };
+
     // Then those who will take the connections.
     let (snapshots, for_workers) = watch::channel(Arc::new(Mesh::default()));
     let held = Arc::new(proxy::Held::default());
-    let workers = start_workers(&options, &datapath, &held, &for_workers)?;
+    let workers = start_workers(&options, &datapath, &held, &identities, &for_workers)?;
     datapath.introduce(workers.len() as u32, options.keepalive)?;
     datapath.attach()?;
 
     // Then the source of what is to be captured; control arms it.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the control runtime")?;
     runtime.block_on(async {
+        let rotation = Arc::clone(&identities);
+        let mut rotation = tokio::spawn(async move { rotation.run().await });
         let (found, mesh) = watch::channel(Arc::new(Mesh::default()));
         let site = discovery::Site {
             node: options.node_name.as_str().into(),
@@ -107,11 +123,12 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let admin = Server::bind(&options.run_dir)?;
         let answers = Arc::new(status::Answers::new(ask, options.set_log_filter.clone()));
         let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
-        let control = control::Control::new(options, datapath, workers, held, snapshots, answers);
+        let control = control::Control::new(options, datapath, workers, held, identities, snapshots, answers);
         tokio::select! {
             result = control.run(mesh, asked) => result,
             end = &mut source => Err(anyhow::anyhow!("reading the manifests ended: {end:?}")),
             end = &mut admin => Err(anyhow::anyhow!("the admin socket ended: {end:?}")),
+            end = &mut rotation => Err(anyhow::anyhow!("the rotation of certificates ended: {end:?}")),
             end = &mut log => Err(anyhow::anyhow!("the programs' log ended: {end:?}")),
         }
     })
@@ -121,15 +138,23 @@ fn start_workers(
     options: &Options,
     datapath: &Datapath,
     held: &Arc<proxy::Held>,
+    identities: &Arc<Identities>,
     mesh: &watch::Receiver<Arc<Mesh>>,
 ) -> anyhow::Result<Vec<proxy::WorkerHandle>> {
-    let config = proxy::Config { connect_timeout: options.connect_timeout, direct: options.direct };
+    let config = proxy::Config {
+        connect_timeout: options.connect_timeout,
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+        direct: options.direct,
+    };
     let cpus = usable_cpus()?;
+    let certificates: Arc<dyn proxy::Certificates> = Arc::new(certificates::Kept(Arc::clone(identities)));
     (0..options.workers)
         .map(|index| {
             let cpu = cpus.get(index % cpus.len().max(1)).copied().unwrap_or(0);
             let kernel = Box::new(kernel::KernelMaps(datapath.worker_maps()?));
-            proxy::spawn(index as u32, cpu, config, kernel, Arc::clone(held), mesh.clone()).context("a worker's thread")
+            let (held, certificates) = (Arc::clone(held), Arc::clone(&certificates));
+            proxy::spawn(index as u32, cpu, config, kernel, held, certificates, mesh.clone())
+                .context("a worker's thread")
         })
         .collect()
 }

@@ -266,13 +266,14 @@ fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, p
     if let Some(pod) = pod {
         // The kernel first: what it counts afterwards, ours may have, and never the other way round.
         c = control.datapath.counters(pod.slot).unwrap_or_default();
+        let mut accepted = 0;
         for counters in &pod.pod.counters {
             counters.outbound.add_to(&mut outbound);
             counters.inbound.add_to(&mut inbound);
+            accepted += counters.outbound.accepted() + counters.inbound.accepted();
         }
         let handed = c.since(&pod.base);
-        unaccounted = (handed.out_established + handed.out_orphaned + handed.in_established)
-            .saturating_sub(outbound.total + inbound.total);
+        unaccounted = (handed.out_established + handed.out_orphaned + handed.in_established).saturating_sub(accepted);
     }
     let addresses =
         pod.map_or_else(|| workload.map(|w| w.addresses.clone()).unwrap_or_default(), |p| p.config.addresses.clone());

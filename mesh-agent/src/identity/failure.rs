@@ -39,6 +39,7 @@ fn alert_reason(alert: AlertDescription) -> Reason {
         | AlertDescription::CertificateRequired
         | AlertDescription::CertificateRevoked
         | AlertDescription::CertificateUnknown
+        | AlertDescription::DecryptError
         | AlertDescription::UnknownCA
         | AlertDescription::UnsupportedCertificate => Reason::PeerRefusedCertificate,
         _ => Reason::TlsHandshake,

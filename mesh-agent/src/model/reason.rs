@@ -67,6 +67,10 @@ reasons! {
     PolicyDenied "policy_denied" Downstream "An AuthorizationPolicy denies the connection." "The record names the object: change it if the caller is to be let in.";
     PolicyNoMatch "policy_no_match" Downstream "AuthorizationPolicies say who is allowed to call the workload, and none of them names the caller." "The record names both identities: allow the caller by an AuthorizationPolicy, or enrol it if it has no identity.";
     PolicyChanged "policy_changed" Downstream "The connection was open when a change of policy forbade it." "As for policy_denied, policy_no_match or plaintext_refused, whichever new connections end with.";
+    HandshakeTimeout "handshake_timeout" Downstream "A mutual TLS handshake did not end in time." "Look at the network between the nodes and at the load of the other agent.";
+    HandshakeLimit "handshake_limit" Downstream "A mutual TLS handshake made room for newer ones: too many were open at once." "Look for a client that opens connections to port 15008 and says nothing.";
+    HboneBadRequest "hbone_bad_request" Downstream "A request for a tunnel is malformed, or for an address that is not the workload's." "Only CONNECT to an address and port of the workload itself is served; look at the client's agent.";
+    HboneRefused "hbone_refused" Upstream "The agent at the destination refused the tunnel." "See the log of the agent on the destination's node.";
     FdLimit "fd_limit" Agent "The agent ran out of file descriptors." "Raise the agent's RLIMIT_NOFILE (LimitNOFILE=, ulimit -n).";
     NoPorts "no_ports" Agent "The pod ran out of ephemeral ports toward that destination." "Widen net.ipv4.ip_local_port_range in the pod, or reuse connections.";
     WorkloadGone "workload_gone" Agent "The pod's network namespace went away under the connection." "None needed: the pod was deleted.";

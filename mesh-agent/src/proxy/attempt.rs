@@ -47,11 +47,11 @@ pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, attempt: Attempt) {
         worker.refused(&pod, attempt.downstream, attempt.destination, error);
     }
     // Kept before the kernel lets the app's handshake go on.
-    worker.held.finish(key, result.and_then(|stream| stream.into_std().map_err(Error::Connect)));
+    worker.held.finish(key, result.and_then(upstream::give));
     worker.set_reach(&pod, attempt.destination, reachable, valid);
 }
 
-async fn connect(worker: &Worker, pod: &Pod, attempt: Attempt) -> Result<tokio::net::TcpStream, Error> {
-    let endpoint = outbound::decide(worker, pod, attempt.destination, attempt.chosen)?;
-    upstream::connect(worker, pod, endpoint).await
+async fn connect(worker: &Rc<Worker>, pod: &Arc<Pod>, attempt: Attempt) -> Result<upstream::Upstream, Error> {
+    let transport = outbound::decide(worker, pod, attempt.destination, attempt.chosen)?;
+    upstream::open(worker, pod, attempt.downstream, transport).await
 }

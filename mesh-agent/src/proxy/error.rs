@@ -25,6 +25,9 @@ pub enum Error {
     /// Not allowed.
     #[error("refused: {0}")]
     Refused(Reason),
+    /// The way to the other node: mutual TLS could not be had, or the agent there refuses.
+    #[error("mutual TLS: {0}")]
+    Tunnel(Reason),
     /// The upstream connection could not be made.
     #[error("connect: {0}")]
     Connect(#[source] io::Error),
@@ -54,6 +57,8 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Connect(error) => error.raw_os_error().unwrap_or(libc::ECONNREFUSED),
+            Self::Tunnel(Reason::UpstreamTimeout) => libc::ETIMEDOUT,
+            Self::Tunnel(Reason::UpstreamUnreachable) => libc::EHOSTUNREACH,
             _ => libc::ECONNREFUSED,
         }
     }
@@ -62,7 +67,7 @@ impl Error {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NoOriginalDestination => Reason::NoOriginalDestination,
-            Self::Route(reason) | Self::Refused(reason) => *reason,
+            Self::Route(reason) | Self::Refused(reason) | Self::Tunnel(reason) => *reason,
             Self::Connect(error) => of_connect(error),
             Self::Downstream(_) => Reason::DownstreamReset,
             Self::Upstream(_) => Reason::UpstreamReset,

@@ -3,14 +3,14 @@
 
 use std::{
     collections::HashMap,
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
-use super::Error;
+use super::{Error, upstream::Early};
 
 /// How long either side waits for the other before it is given up: an app that has gone away never comes.
 const FORGET_AFTER: Duration = Duration::from_secs(5);
@@ -22,9 +22,9 @@ enum Entry {
     /// The upstream connection is on its way.
     Connecting,
     /// Its downstream is there first and waits for it.
-    Wanted(oneshot::Sender<Result<TcpStream, Error>>),
+    Wanted(oneshot::Sender<Result<Early, Error>>),
     /// It is there and waits for its downstream.
-    Ready(TcpStream, Instant),
+    Ready(Early, Instant),
     /// The downstream came before anybody knew that it was held, and went on by itself.
     Passed(Instant),
 }
@@ -46,7 +46,7 @@ impl Held {
     }
 
     /// It is made, or has failed.
-    pub(super) fn finish(&self, key: Key, result: Result<TcpStream, Error>) {
+    pub(super) fn finish(&self, key: Key, result: Result<Early, Error>) {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match (entries.remove(&key), result) {
             (Some(Entry::Wanted(downstream)), result) => {
@@ -60,7 +60,7 @@ impl Held {
     }
 
     /// The upstream connection of a downstream that has arrived. `None`: it has to make its own.
-    pub(super) async fn claim(&self, key: Key) -> Option<Result<TcpStream, Error>> {
+    pub(super) async fn claim(&self, key: Key) -> Option<Result<Early, Error>> {
         let wait = {
             let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match entries.remove(&key) {

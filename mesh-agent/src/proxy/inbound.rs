@@ -2,18 +2,29 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use super::{Accepted, Error, Pod, Worker, accept::canonical, permit, relay, upstream, worker};
+use super::{Accepted, Error, Pod, Worker, accept::canonical, hbone, permit, upstream, worker};
 use crate::{
     model::OrigDst,
     telemetry::{Connection, Direction},
 };
 
-/// Serves one connection; it ends in exactly one record.
+/// Serves one connection; it ends in exactly one record, or in one for each connection that comes through it.
 pub(super) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    // sk_lookup steers without rewriting: the socket's own address is the original destination.
+    let asked = accepted.socket.local_addr().map(canonical);
+    if let Ok(local) = &asked
+        && local.port() == hbone::PORT
+    {
+        // Boxed: most connections are not of this kind, and their tasks shall be small.
+        return Box::pin(hbone::server::serve(worker, pod, accepted, *local)).await;
+    }
     let mut record = worker.open(&pod, Direction::Inbound, accepted.peer);
     let peer = accepted.peer;
     let mut sockets = upstream::Sockets::new(accepted.socket);
-    let result = run(&worker, &pod, peer, &mut sockets, &mut record).await;
+    let result = match asked {
+        Ok(asked) => run(&worker, &pod, peer, OrigDst(asked), &mut sockets, &mut record).await,
+        Err(error) => Err(Error::Downstream(error)),
+    };
     worker::end(record, sockets, result);
 }
 
@@ -21,11 +32,10 @@ async fn run(
     worker: &Worker,
     pod: &Pod,
     peer: SocketAddr,
+    destination: OrigDst,
     sockets: &mut upstream::Sockets,
     record: &mut Connection,
 ) -> Result<(), Error> {
-    // sk_lookup steers without rewriting: the socket's own address is the original destination.
-    let destination = OrigDst(canonical(sockets.downstream.local_addr().map_err(Error::Downstream)?));
     record.original = Some(destination.0);
 
     // Only what comes from outside the pod is steered here. The rest dials the agent's own port: going on would dial it
@@ -42,5 +52,5 @@ async fn run(
     // To the app, over the pod's loopback; the app sees the client.
     record.upstream = Some(destination.0);
     let upstream = upstream::connect_to_app(worker, pod, destination, peer).await?;
-    relay::run(&sockets.downstream, sockets.upstream.insert(upstream), record).await
+    sockets.upstream.insert(upstream::Upstream::Plain(upstream)).relay(&sockets.downstream, record).await
 }

@@ -5,13 +5,17 @@ mod accept;
 mod attempt;
 pub mod direct;
 mod error;
+pub mod hbone;
 mod held;
 mod inbound;
 mod outbound;
 mod permit;
 mod pod;
+mod pool;
 pub mod relay;
 mod seams;
+mod tls;
+pub mod transport;
 mod upstream;
 mod worker;
 

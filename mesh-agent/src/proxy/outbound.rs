@@ -2,7 +2,14 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use super::{Accepted, Error, Pod, Worker, accept::canonical, direct, permit, relay, upstream, worker};
+use super::{
+    Accepted, Error, Pod, Worker,
+    accept::canonical,
+    direct, permit,
+    transport::{self, Transport},
+    upstream::{self, Upstream},
+    worker,
+};
 use crate::{
     balance,
     model::{Endpoint, Mesh, OrigDst, Reachable, Reason, UpstreamAddr},
@@ -20,8 +27,8 @@ pub(super) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted)
 }
 
 async fn run(
-    worker: &Worker,
-    pod: &Pod,
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
     peer: SocketAddr,
     sockets: &mut upstream::Sockets,
     record: &mut Connection,
@@ -37,31 +44,34 @@ async fn run(
         upstream::adopt(early?)?
     } else {
         // Where does it lead, and may it?
-        let endpoint = decide(worker, pod, destination, original.chosen).inspect_err(|error| {
+        let transport = decide(worker, pod, destination, original.chosen).inspect_err(|error| {
             // The next one is refused before it is accepted.
             if let Error::Refused(_) = error {
                 worker.set_reach(pod, destination, Reachable::Unknown, Duration::ZERO);
             }
         })?;
-        record.upstream = Some(endpoint.0);
-        let result = upstream::connect(worker, pod, endpoint).await;
+        record.upstream = Some(transport.destination());
+        let result = upstream::open(worker, pod, peer, transport).await;
         worker.learn(pod, destination, &result);
         result?
     };
 
     // Policies may have changed since it was allowed, and they may change while it is open.
-    let endpoint = canonical(upstream.peer_addr().map_err(Error::Connect)?);
-    permit::follow(worker, pod, endpoint)?;
-    relay::run(&sockets.downstream, sockets.upstream.insert(upstream), record).await
+    if let Upstream::Plain(upstream) = &upstream {
+        let endpoint = canonical(upstream.peer_addr().map_err(Error::Connect)?);
+        record.upstream = Some(endpoint);
+        permit::follow(worker, pod, endpoint)?;
+    }
+    sockets.upstream.insert(upstream).relay(&sockets.downstream, record).await
 }
 
-/// Route, balance, policy, all on one snapshot. Where it may, the next one goes direct.
+/// Route, balance, policy and transport, all on one snapshot. Where it may, the next one goes direct.
 pub(super) fn decide(
     worker: &Worker,
     pod: &Pod,
     destination: OrigDst,
     drawn: Option<SocketAddr>,
-) -> Result<UpstreamAddr, Error> {
+) -> Result<Transport, Error> {
     let mesh = &worker.mesh();
     let (upstream, target) = match route::select(mesh, destination).map_err(Error::Route)? {
         Route::Passthrough(upstream) => (upstream, None),
@@ -71,11 +81,13 @@ pub(super) fn decide(
             (UpstreamAddr(SocketAddr::new(endpoint.address, endpoint.port)), endpoint.workload.clone())
         }
     };
+    // What leaves the node is for the agent there to judge.
     if let Some(flow) = permit::from_pod(mesh, pod, target.as_deref(), upstream.0) {
         permit::check(worker, mesh, &flow)?;
     }
     remember(worker, mesh, pod, destination);
-    Ok(upstream)
+    let source = mesh.workloads.get(&pod.name).map(Arc::as_ref);
+    Ok(transport::choose(mesh, source, target.as_deref(), upstream))
 }
 
 /// The endpoint that the connect hook drew, if it is one still; otherwise another.

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Error, Pod, Worker};
 use crate::{
-    model::{Mesh, Outcome, Reason, Workload},
+    model::{Identity, Mesh, Outcome, Reason, Workload},
     policy::{self, Client, Flow, Verdict},
 };
 
@@ -33,6 +33,12 @@ pub(super) fn client(mesh: &Mesh, pod: &Pod, upstream: SocketAddr) -> Client {
 /// The plaintext connection of somebody nobody vouches for to a pod.
 pub(super) fn from_stranger(pod: &Pod, peer: IpAddr, destination: SocketAddr) -> Flow {
     Flow { client: Client::Stranger { address: peer }, target: pod.name.clone(), destination }
+}
+
+/// The connection of somebody who has shown a certificate to a pod.
+pub(super) fn from_certified(pod: &Pod, identity: &Arc<Identity>, peer: IpAddr, destination: SocketAddr) -> Flow {
+    let client = Client::Certified { identity: Arc::clone(identity), address: peer };
+    Flow { client, target: pod.name.clone(), destination }
 }
 
 /// Asks, and notes what is to be noted.

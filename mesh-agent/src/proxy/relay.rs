@@ -218,15 +218,20 @@ impl<'a> Pump<'a> {
     }
 }
 
-/// Reads once. A buffer that was not filled means that the socket is empty: readiness is cleared without asking the
-/// kernel again; bytes that arrive meanwhile raise a new edge.
-fn poll_read(cx: &mut Context<'_>, from: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+/// A read that has not filled its buffer means that the socket is empty: readiness is cleared without asking the kernel
+/// again; bytes that arrive meanwhile raise a new edge.
+pub(super) fn is_drained(socket: &TcpStream) {
+    let _: io::Result<()> = socket.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
+}
+
+/// Reads once.
+pub(super) fn poll_read(cx: &mut Context<'_>, from: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
     loop {
         ready!(from.poll_read_ready(cx))?;
         match from.try_read(buffer) {
             Ok(read) => {
                 if read > 0 && read < buffer.len() {
-                    let _: io::Result<()> = from.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
+                    is_drained(from);
                 }
                 return Poll::Ready(Ok(read));
             }

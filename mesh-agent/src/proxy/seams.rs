@@ -51,13 +51,15 @@ pub trait Kernel {
 /// Both configurations speak TLS 1.3 only, demand a certificate of the other end and verify that it is a valid SVID of the
 /// trust domain. Whose it is, is for the proxy to compare ([`Certificates::peer`]) before it sends or takes a byte.
 pub trait Certificates: Send + Sync {
-    /// To call others as `own`. Sessions are resumed by server name: a name must stand for one expected identity.
+    /// To call others as `own`. The same `Arc` as long as nothing has changed: another one ends the reuse of connections.
+    /// Sessions are resumed by server name: a name stands for one expected identity at one address.
     ///
     /// # Errors
     /// There is no valid certificate for `own`: why.
     fn client(&self, own: &Identity) -> Result<Arc<ClientConfig>, Reason>;
 
-    /// To be called as `own`.
+    /// To be called as `own`. The same `Arc` as long as nothing has changed. Which protocols are spoken inside (ALPN) is
+    /// for the proxy to add. A session ticket must be good for this identity only.
     ///
     /// # Errors
     /// There is no valid certificate for `own`: why.

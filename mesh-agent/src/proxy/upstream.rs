@@ -1,20 +1,49 @@
 //! The upstream end of a connection.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::net::TcpStream;
 
-use super::{Error, Pod, Worker};
+use super::{
+    Error, Pod, Worker, hbone, relay,
+    transport::{Mutual, Transport},
+};
 use crate::{
     model::{OrigDst, UpstreamAddr},
     net::connect,
+    telemetry::{Connection, Direction, Wire},
 };
+
+/// What an outbound connection is relayed to.
+#[derive(Debug)]
+pub(super) enum Upstream {
+    /// A socket.
+    Plain(TcpStream),
+    /// A tunnel to another node.
+    Tunnel(Box<Tunnel>),
+}
+
+/// A tunnel, and who is at its ends.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    stream: hbone::Stream,
+    to: Mutual,
+    trace: u128,
+}
+
+/// What waits for its downstream, on whichever worker that comes.
+pub(super) enum Early {
+    /// A socket, which no runtime knows.
+    Plain(std::net::TcpStream),
+    /// A tunnel, whose connection stays with the worker that has made it.
+    Tunnel(Box<Tunnel>),
+}
 
 /// Both ends. Dropped in the middle of things, they answer with RST, so that nobody takes an accident for an end.
 #[derive(Debug)]
 pub(super) struct Sockets {
     pub(super) downstream: TcpStream,
-    pub(super) upstream: Option<TcpStream>,
+    pub(super) upstream: Option<Upstream>,
     clean: bool,
 }
 
@@ -33,8 +62,10 @@ impl Drop for Sockets {
     fn drop(&mut self) {
         if !self.clean {
             connect::reset_on_close(&self.downstream);
-            if let Some(upstream) = &self.upstream {
-                connect::reset_on_close(upstream);
+            match &mut self.upstream {
+                Some(Upstream::Plain(upstream)) => connect::reset_on_close(upstream),
+                Some(Upstream::Tunnel(tunnel)) => tunnel.stream.reset(),
+                None => {}
             }
         }
     }
@@ -47,9 +78,60 @@ pub(super) async fn connect(worker: &Worker, pod: &Pod, to: UpstreamAddr) -> Res
     connecting.established(worker.config.connect_timeout).await.map_err(Error::Connect)
 }
 
-/// Takes over a connection that was made elsewhere.
-pub(super) fn adopt(stream: std::net::TcpStream) -> Result<TcpStream, Error> {
-    TcpStream::from_std(stream).map_err(Error::Connect)
+/// Opens what a connection of `client`, an app of the pod, is to be relayed to.
+pub(super) async fn open(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    client: SocketAddr,
+    transport: Transport,
+) -> Result<Upstream, Error> {
+    match transport {
+        Transport::Plain(to) => connect(worker, pod, to).await.map(Upstream::Plain),
+        // Boxed: most connections are not of this kind, and their tasks shall be small.
+        Transport::Mutual(to) => {
+            Box::pin(async move {
+                let (trace, span) = worker.trace();
+                let traceparent = hbone::headers::traceparent(trace, span);
+                let stream = worker.pool.open(worker, pod, &to, client, &traceparent).await?;
+                Ok(Upstream::Tunnel(Box::new(Tunnel { stream, to, trace })))
+            })
+            .await
+        }
+    }
+}
+
+/// Lets another worker have it.
+pub(super) fn give(upstream: Upstream) -> Result<Early, Error> {
+    match upstream {
+        Upstream::Plain(stream) => stream.into_std().map(Early::Plain).map_err(Error::Connect),
+        Upstream::Tunnel(tunnel) => Ok(Early::Tunnel(tunnel)),
+    }
+}
+
+/// Takes over what was opened elsewhere.
+pub(super) fn adopt(early: Early) -> Result<Upstream, Error> {
+    match early {
+        Early::Plain(stream) => TcpStream::from_std(stream).map(Upstream::Plain).map_err(Error::Connect),
+        Early::Tunnel(tunnel) => Ok(Upstream::Tunnel(tunnel)),
+    }
+}
+
+impl Upstream {
+    /// Relays until both ends have ended, or one fails.
+    pub(super) async fn relay(&mut self, downstream: &TcpStream, record: &mut Connection) -> Result<(), Error> {
+        match self {
+            Self::Plain(upstream) => relay::run(downstream, upstream, record).await,
+            Self::Tunnel(tunnel) => {
+                let Tunnel { stream, to, trace } = tunnel.as_mut();
+                record.upstream = Some(to.destination);
+                record.wire = Wire::Hbone;
+                record.own = Some(Arc::clone(&to.source));
+                record.peer = Some(Arc::clone(&to.expected));
+                record.trace = Some(*trace);
+                Box::pin(hbone::relay::run(downstream, stream, Direction::Outbound, record)).await
+            }
+        }
+    }
 }
 
 /// Connects within the pod to its app.

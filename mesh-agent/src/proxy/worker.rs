@@ -18,6 +18,7 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
+use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
@@ -25,9 +26,11 @@ use tokio::{
 };
 
 use super::{
-    Attempt, Error, Held, Kernel, Pod, PodListeners, accept,
+    Attempt, Certificates, Error, Held, Kernel, Pod, PodListeners, accept,
     attempt::{self, OPEN_FOR},
     direct::Backend,
+    pool::Pool,
+    tls::{Handshakes, Offers},
     upstream::Sockets,
 };
 use crate::{
@@ -44,6 +47,8 @@ const MAX_ANSWERED: usize = 4096;
 pub struct Config {
     /// How long an upstream connect may take.
     pub connect_timeout: Duration,
+    /// How long a TLS handshake may take, on either side.
+    pub handshake_timeout: Duration,
     /// Whether decisions are cached in the kernel.
     pub direct: bool,
 }
@@ -92,6 +97,14 @@ pub struct Worker {
     pub(super) counters: Arc<WorkerCounters>,
     /// Upstream connections that wait for their downstream.
     pub(super) held: Arc<Held>,
+    /// Who the pods are.
+    pub(super) certificates: Arc<dyn Certificates>,
+    /// Connections to other agents.
+    pub(super) pool: Pool,
+    /// Handshakes that other agents have begun.
+    pub(super) handshakes: Rc<Handshakes>,
+    /// What they are offered.
+    offers: RefCell<Offers>,
     /// Since when destinations are known to answer, by slot.
     answered: RefCell<HashMap<(u32, OrigDst), Instant>>,
     /// Scratch space of the outbound spine.
@@ -107,6 +120,8 @@ struct Served {
     listeners: Vec<AbortHandle>,
     /// Open connections, by their task.
     connections: HashMap<task::Id, Open>,
+    /// Whether connections that carry others are to take no more of them.
+    closing: watch::Sender<bool>,
 }
 
 /// An open connection.
@@ -132,6 +147,7 @@ pub fn spawn(
     config: Config,
     kernel: Box<dyn Kernel + Send>,
     held: Arc<Held>,
+    certificates: Arc<dyn Certificates>,
     mesh: watch::Receiver<Arc<Mesh>>,
 ) -> io::Result<WorkerHandle> {
     let counters = Arc::new(WorkerCounters::new(cpu as u32));
@@ -146,6 +162,10 @@ pub fn spawn(
             kernel: RefCell::new(kernel),
             counters: own,
             held,
+            certificates,
+            pool: Pool::default(),
+            handshakes: Rc::default(),
+            offers: RefCell::default(),
             answered: RefCell::default(),
             backends: RefCell::default(),
             mesh: RefCell::new(Arc::clone(&mesh.borrow())),
@@ -226,6 +246,41 @@ impl Worker {
         let own = |served: &Served| Some(Rc::clone(&served.connections.get(&task::try_id()?)?.otherwise));
         let otherwise = self.pods.borrow().get(&pod.slot).and_then(own);
         Connection::open(counters, Arc::clone(&self.counters), pod.name.clone(), otherwise, direction, peer)
+    }
+
+    /// Counts a connection that others come through.
+    pub(super) fn tunnel_accepted(&self, pod: &Pod) {
+        if let Some(counters) = pod.counters.get(self.index as usize) {
+            counters.inbound.tunnels.add(1);
+        }
+    }
+
+    /// Opens the record of a connection that came through another one, or of that one's failure.
+    pub(super) fn open_tunneled(&self, pod: &Arc<Pod>, peer: SocketAddr) -> Connection {
+        let record = self.open(pod, Direction::Inbound, peer);
+        if let Some(counters) = pod.counters.get(self.index as usize) {
+            counters.inbound.tunneled.add(1);
+        }
+        record
+    }
+
+    /// How the pod is to be called.
+    pub(super) fn server_config(&self, pod: &Pod) -> Result<Arc<ServerConfig>, Error> {
+        let mesh = self.mesh();
+        let workload = mesh.workloads.get(&pod.name).ok_or(Error::Tunnel(Reason::CertificateMissing))?;
+        let config = self.certificates.server(&workload.identity).map_err(Error::Tunnel)?;
+        Ok(self.offers.borrow_mut().of(pod.slot, &config))
+    }
+
+    /// Says when connections of the pod that carry others are to take no more of them.
+    pub(super) fn closing(&self, pod: &Pod) -> watch::Receiver<bool> {
+        self.pods.borrow().get(&pod.slot).map_or_else(|| watch::channel(true).1, |served| served.closing.subscribe())
+    }
+
+    /// A new trace, and the first span of it.
+    pub(super) fn trace(&self) -> (u128, u64) {
+        let word = || u64::from(self.random()) << 32 | u64::from(self.random());
+        (u128::from(word()) << 64 | u128::from(word()), word())
     }
 
     /// Counts a connection that was never accepted, because its destination did not answer.
@@ -344,12 +399,15 @@ impl Worker {
         for listener in served.listeners.drain(..) {
             listener.abort();
         }
+        served.closing.send_replace(true);
+        self.forget_peers(pod.slot);
         if served.connections.is_empty() {
             pods.remove(&pod.slot);
         }
     }
 
     fn abort(&self, slot: u32, reason: Reason) {
+        self.forget_peers(slot);
         let Some(served) = self.pods.borrow_mut().remove(&slot) else { return };
         for listener in served.listeners {
             listener.abort();
@@ -357,6 +415,11 @@ impl Worker {
         for connection in served.connections.values() {
             connection.abort(reason);
         }
+    }
+
+    fn forget_peers(&self, slot: u32) {
+        self.pool.close(slot);
+        self.offers.borrow_mut().forget(slot);
     }
 
     async fn drain(self: Rc<Self>, drained: oneshot::Sender<()>) {
@@ -368,6 +431,7 @@ impl Worker {
                 for listener in served.listeners.drain(..) {
                     listener.abort();
                 }
+                served.closing.send_replace(true);
             }
         }
         while self.counters.accepted.value() > self.counters.closed.value() {

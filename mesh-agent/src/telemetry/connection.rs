@@ -3,7 +3,7 @@
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use super::{DirectionCounters, PodCounters, WorkerCounters};
-use crate::model::{ObjectName, Reason};
+use crate::model::{Identity, ObjectName, Reason};
 
 /// Relative to the workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,26 @@ impl Direction {
     }
 }
 
+/// How the bytes travel between nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wire {
+    /// As they are.
+    #[default]
+    Plain,
+    /// In HTTP/2 over mutual TLS.
+    Hbone,
+}
+
+impl Wire {
+    /// As a log field.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Hbone => "hbone",
+        }
+    }
+}
+
 /// A relayed connection. Ended by [`Connection::finish`], or by being dropped.
 #[derive(Debug)]
 pub struct Connection {
@@ -36,6 +56,16 @@ pub struct Connection {
     pub original: Option<SocketAddr>,
     /// What was connected to, once known.
     pub upstream: Option<SocketAddr>,
+    /// How the bytes travel between nodes.
+    pub wire: Wire,
+    /// Who the workload is, where that was proved to the other end.
+    pub own: Option<Arc<Identity>>,
+    /// Who the other end is, where it has proved that.
+    pub peer: Option<Arc<Identity>>,
+    /// The pod that the other end says it is.
+    pub peer_pod: Option<ObjectName>,
+    /// The trace that both agents log for a connection between them.
+    pub trace: Option<u128>,
     started: Instant,
     to_upstream: u64,
     to_downstream: u64,
@@ -62,6 +92,11 @@ impl Connection {
             downstream,
             original: None,
             upstream: None,
+            wire: Wire::default(),
+            own: None,
+            peer: None,
+            peer_pod: None,
+            trace: None,
             started: Instant::now(),
             to_upstream: 0,
             to_downstream: 0,
@@ -115,6 +150,11 @@ impl Connection {
             downstream = %self.downstream,
             original = self.original.map(tracing::field::display),
             upstream = self.upstream.map(tracing::field::display),
+            wire = self.wire.name(),
+            own = self.own.as_ref().map(tracing::field::display),
+            peer = self.peer.as_ref().map(tracing::field::display),
+            peer_pod = self.peer_pod.as_ref().map(tracing::field::display),
+            trace = self.trace.map(|trace| tracing::field::display(format!("{trace:032x}"))),
             reason = reason.code(),
             to_upstream_bytes = self.to_upstream,
             to_downstream_bytes = self.to_downstream,

@@ -39,9 +39,20 @@ pub struct DirectionCounters {
     pub to_upstream: Count,
     /// Bytes from upstream to downstream.
     pub to_downstream: Count,
+    /// Connections of other agents, which carry those of apps.
+    pub tunnels: Count,
+    /// Of `opened`: those that came through such a connection, or say why it failed.
+    pub tunneled: Count,
 }
 
 impl DirectionCounters {
+    /// Connections that were accepted from the kernel, each once.
+    pub fn accepted(&self) -> u64 {
+        // First what is taken away: a connection that comes meanwhile must not be missing.
+        let tunneled = self.tunneled.value();
+        (self.opened.value() + self.tunnels.value()).saturating_sub(tunneled)
+    }
+
     /// Adds the values to a sum over workers.
     pub fn add_to(&self, sum: &mut RelayStatus) {
         // Closed first: a connection that opens and ends meanwhile must not make the difference negative.

@@ -4,6 +4,6 @@ mod connection;
 mod counters;
 mod verdicts;
 
-pub use connection::{Connection, Direction};
+pub use connection::{Connection, Direction, Wire};
 pub use counters::{Count, DirectionCounters, PodCounters, WorkerCounters};
 pub use verdicts::Verdicts;

@@ -20,7 +20,7 @@ const EDGES: [(&str, &[&str]); 14] = [
     ("discovery", &["balance", "model", "sys"]),
     ("identity", &["model"]),
     ("ca", &["identity", "model"]),
-    ("proxy", &["balance", "model", "net", "policy", "route", "sys", "telemetry"]),
+    ("proxy", &["balance", "identity", "model", "net", "policy", "route", "sys", "telemetry"]),
     ("admin", &["model"]),
     ("cli", &["admin", "app", "ca", "datapath", "discovery", "model", "net", "policy", "route"]),
 ];
@@ -33,7 +33,7 @@ const FENCES: [(&str, &[&str]); 9] = [
     ("aya::", &["datapath"]),
     ("aya_log::", &["datapath"]),
     ("hyper::", &["admin", "cli"]),
-    ("rustls::", &["ca", "identity", "proxy"]),
+    ("rustls::", &["app", "ca", "identity", "proxy"]),
     ("aws_lc_rs::", &["ca", "identity"]),
     ("rcgen::", &["ca", "identity"]),
     ("x509_parser::", &["ca", "identity"]),

@@ -1,0 +1,33 @@
+//! Mutual TLS on a socket: the handshake, its time limit, and what its failures mean.
+
+mod handshakes;
+mod offers;
+mod session;
+mod stream;
+
+use std::{future::poll_fn, io, time::Duration};
+
+use tokio::net::TcpStream;
+
+pub(super) use handshakes::Handshakes;
+pub(super) use offers::Offers;
+pub(super) use session::Session;
+pub(super) use stream::TlsStream;
+
+use super::Error;
+use crate::{identity, model::Reason};
+
+/// Shakes hands.
+pub(super) async fn handshake(socket: TcpStream, session: Session, timeout: Duration) -> Result<TlsStream, Error> {
+    let mut stream = TlsStream::new(socket, session);
+    match tokio::time::timeout(timeout, poll_fn(|cx| stream.poll_handshake(cx))).await {
+        Ok(Ok(())) => Ok(stream),
+        Ok(Err(error)) => Err(Error::Tunnel(reason(&error).unwrap_or(Reason::TlsHandshake))),
+        Err(_) => Err(Error::Tunnel(Reason::HandshakeTimeout)),
+    }
+}
+
+/// What an error of a TLS stream means; `None` if it is none of TLS.
+pub(super) fn reason(error: &io::Error) -> Option<Reason> {
+    error.get_ref()?.downcast_ref().map(identity::handshake_reason)
+}
