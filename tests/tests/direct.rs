@@ -26,7 +26,7 @@ use mesh_agent::{
     net::netns::Netns,
     proxy::{self, Command, Config, Kernel, Original, Pod, PodListeners, WorkerHandle, direct::Cacheable},
 };
-use mesh_tests::{App, app, eventually, socket};
+use mesh_tests::{App, app, eventually, socket, wait::PATIENCE};
 use tokio::sync::{oneshot, watch};
 
 const SLOT: u32 = 7;
@@ -138,7 +138,7 @@ impl Spine {
     }
 
     fn asked(&self) -> Asked {
-        self.asked.recv_timeout(Duration::from_secs(5)).unwrap()
+        self.asked.recv_timeout(PATIENCE).unwrap()
     }
 
     fn totals(&self) -> (u64, u64) {
