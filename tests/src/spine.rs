@@ -28,7 +28,7 @@ use crate::{
     app::{self, App},
     pki::Nobody,
     socket,
-    wait::eventually,
+    wait::{PATIENCE, eventually},
 };
 
 /// The pod's slot.
@@ -193,7 +193,7 @@ impl Spine {
 
     /// What the worker asks of the kernel next.
     pub fn asked(&self) -> Asked {
-        self.asked.recv_timeout(Duration::from_secs(5)).unwrap()
+        self.asked.recv_timeout(PATIENCE).unwrap()
     }
 
     /// Bytes of the pod's outbound connections, up and down.

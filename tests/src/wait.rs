@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollTimeout, poll};
 
 /// How long anything may take before a test gives up. Generous: a slow machine is no failure.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// What happens at once has happened by then, on a slow machine too: half of the shortest timeout (the agent's, for
+/// connects) that it would have to wait for otherwise.
+pub const AT_ONCE: Duration = Duration::from_secs(5);
 /// Time between looks.
 const PERIOD: u8 = 5;
 

@@ -11,7 +11,6 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
-    time::Duration,
 };
 
 use mesh_tests::{
@@ -20,6 +19,7 @@ use mesh_tests::{
     eventually, require, socket,
     socket::{exchange, finish, patient},
     sys,
+    wait::PATIENCE,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -142,7 +142,7 @@ fn connect_mptcp(pair: &Pair, to: SocketAddr) -> Option<Socket> {
         }
         made => made.unwrap(),
     };
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket.connect(&SockAddr::from(to)).unwrap();
     Some(socket)
 }
@@ -186,7 +186,7 @@ fn a_socket_that_reconnects_elsewhere_shows_its_new_peer() {
     let _first = App::named(&pair.server, 8081, "first");
     let _second = App::named(&pair.server, 8082, "second");
     let socket = socket::new(&pair.client, pair.server.at(8081));
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     for (port, name) in [(8081, "first"), (8082, "second"), (8081, "first")] {
         socket.connect(&SockAddr::from(pair.server.at(port))).unwrap();
         assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(pair.server.at(port)));
@@ -219,7 +219,7 @@ fn udp_is_left_alone() {
     let server = pair.server.run(|| UdpSocket::bind(pair.server.at(5353))).unwrap();
     let client = pair.client.run(|| UdpSocket::bind(pair.client.at(0))).unwrap();
     for socket in [&server, &client] {
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
     }
     client.connect(pair.server.at(5353)).unwrap();
     client.send(b"hello").unwrap();
@@ -275,7 +275,7 @@ fn a_socket_bound_to_the_pods_address_is_captured() {
     for (own, to) in [(pair.client.at(0), pair.server.at(8080)), (pair.client.at6(0), pair.server.at6(8080))] {
         let socket = socket::new(&pair.client, to);
         socket.bind(&SockAddr::from(own)).unwrap();
-        socket.connect_timeout(&SockAddr::from(to), Duration::from_secs(5)).unwrap();
+        socket.connect_timeout(&SockAddr::from(to), PATIENCE).unwrap();
         assert_eq!(socket.local_addr().unwrap().as_socket().unwrap().ip(), own.ip());
         let mut stream = patient(socket.into()).unwrap();
         stream.write_all(b"x").unwrap();

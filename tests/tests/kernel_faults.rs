@@ -20,6 +20,7 @@ use mesh_tests::{
     agent::kernel_tier,
     eventually, require, socket,
     socket::{connect, exchange, finish, read_all, round_trip},
+    wait::{AT_ONCE, PATIENCE},
 };
 
 /// What an app meets that connects and then reads.
@@ -44,7 +45,7 @@ fn a_closed_port_is_told_to_the_app_and_counted() {
         let error = fate(&pair, to);
         let refused = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset];
         assert!(refused.contains(&error.kind()), "{to}: {error:?}");
-        assert!(started.elapsed() < Duration::from_secs(1), "{to} after {:?}", started.elapsed());
+        assert!(started.elapsed() < AT_ONCE, "{to} after {:?}", started.elapsed());
     }
     eventually("they are counted", || (pair.agent.reason(Reason::UpstreamRefused) == 3).then_some(()));
     pair.agent.settled("client");
@@ -105,12 +106,12 @@ fn an_address_where_nobody_is_on_the_own_network() {
     if !require("kernel", kernel_tier) {
         return;
     }
-    let pair = Pair::new(&["--connect-timeout=8s"]);
+    let pair = Pair::new(&["--connect-timeout=20s"]);
     let started = Instant::now();
     let error = fate(&pair, "10.77.0.200:80".parse().unwrap());
     // Neighbour discovery gives up after three seconds: EHOSTUNREACH without the mesh.
     eprintln!("an address without a neighbour ends with {error:?} after {:?}", started.elapsed());
-    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     await_reason(&pair, Reason::UpstreamUnreachable);
 }
 
@@ -123,7 +124,7 @@ fn an_address_without_a_route_is_told_at_once() {
     let started = Instant::now();
     let error = fate(&pair, "10.99.0.1:80".parse().unwrap());
     eprintln!("no route ends with {error:?}");
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     await_reason(&pair, Reason::UpstreamUnreachable);
     pair.agent.assert_all_accounted();
 }
@@ -176,7 +177,7 @@ fn a_reset_of_the_client_reaches_the_server() {
     stream.write_all(b"x").unwrap();
     stream.read_exact(&mut [0; 1]).unwrap();
     socket::reset(stream);
-    assert_eq!(told.recv_timeout(Duration::from_secs(5)).unwrap(), Err(ErrorKind::ConnectionReset));
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Err(ErrorKind::ConnectionReset));
     await_reason(&pair, Reason::DownstreamReset);
 }
 
@@ -221,7 +222,7 @@ fn a_server_may_end_first_and_still_read() {
     assert_eq!(answer, "that is all from me");
     stream.write_all(b"but not from me").unwrap();
     drop(stream);
-    assert_eq!(told.recv_timeout(Duration::from_secs(5)).unwrap(), "but not from me");
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), "but not from me");
     assert_eq!(pair.agent.settled("client").outbound.failed, 0);
 }
 
@@ -240,12 +241,14 @@ fn a_reader_that_stalls_costs_no_memory_and_gets_every_byte() {
     let _app = App::new(pair.server.listen(8080), move |mut stream| {
         let _ = wait.lock().unwrap().recv();
         let mut buffer = vec![0; 1 << 20];
+        // Compared as a whole, which is fast without optimization too.
+        let expected: Vec<u8> = (0..buffer.len() + 256).map(|i| i as u8).collect();
         let (mut total, mut is_right) = (0, true);
         loop {
             match stream.read(&mut buffer)? {
                 0 => break,
                 n => {
-                    is_right &= buffer[..n].iter().enumerate().all(|(i, byte)| *byte == (total + i) as u8);
+                    is_right &= buffer[..n] == expected[total % 256..][..n];
                     total += n;
                 }
             }
@@ -271,13 +274,13 @@ fn a_reader_that_stalls_costs_no_memory_and_gets_every_byte() {
     assert!(grown < 4 << 20, "the agent grew by {grown} bytes");
 
     go.send(()).unwrap();
-    stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
     while sent < SIZE {
         let rest = &block[sent % block.len()..];
         sent += stream.write(&rest[..rest.len().min(SIZE - sent)]).unwrap();
     }
     finish(stream).unwrap();
-    assert_eq!(told.recv_timeout(Duration::from_secs(10)).unwrap(), (SIZE, true));
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), (SIZE, true));
     assert!(pair.agent.rss().saturating_sub(before) < 4 << 20);
     assert_eq!(pair.agent.settled("client").outbound.to_upstream_bytes as usize, SIZE + 5);
 }
@@ -369,7 +372,7 @@ fn an_agent_killed_in_any_phase_leaves_no_client_waiting() {
     for stream in [connecting.ok(), Some(idle), Some(half), Some(busy), Some(inbound)].into_iter().flatten() {
         let started = Instant::now();
         let ended = (&stream).read_to_end(&mut Vec::new());
-        assert!(started.elapsed() < Duration::from_secs(1), "{ended:?} after {:?}", started.elapsed());
+        assert!(started.elapsed() < AT_ONCE, "{ended:?} after {:?}", started.elapsed());
     }
     // And the next ones pass.
     assert_eq!(read_all(&client, server.at(8081)).unwrap(), "hello");

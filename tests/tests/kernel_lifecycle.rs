@@ -19,6 +19,7 @@ use mesh_tests::{
     agent::kernel_tier,
     eventually, require,
     socket::{connect, exchange, finish, round_trip},
+    wait::{AT_ONCE, PATIENCE},
 };
 
 #[test]
@@ -98,11 +99,11 @@ fn a_stuck_agent_is_noticed_by_its_missing_beat() {
     eventually("connections pass", || {
         let to = pair.server.at(8080);
         let socket = mesh_tests::socket::new(&pair.client, to);
-        socket.connect_timeout(&to.into(), Duration::from_millis(300)).ok()?;
-        socket.set_read_timeout(Some(Duration::from_millis(300))).ok()?;
+        socket.connect_timeout(&to.into(), Duration::from_secs(1)).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
         exchange(std::net::TcpStream::from(socket), "hello").ok()
     });
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     nix::sys::signal::kill(pair.agent.pid(), nix::sys::signal::Signal::SIGCONT).unwrap();
     eventually("it captures again", || {
         let before = pair.agent.counter("client", "out_redirected");
@@ -172,7 +173,7 @@ fn sigterm_waits_for_open_connections() {
     }
     assert!(pair.agent.is_running(), "it waits for the open connection");
     finish(stream).unwrap();
-    assert!(pair.agent.wait(Duration::from_secs(5)).success());
+    assert!(pair.agent.wait(PATIENCE).success());
 }
 
 #[test]
@@ -189,8 +190,8 @@ fn sigterm_resets_what_outlives_the_deadline() {
     let error = stream.read(&mut [0; 1]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "an accident is not taken for an end");
     let took = started.elapsed();
-    assert!(took > Duration::from_millis(400) && took < Duration::from_secs(3), "{took:?}");
-    assert!(pair.agent.wait(Duration::from_secs(5)).success());
+    assert!(took > Duration::from_millis(400) && took < AT_ONCE, "{took:?}");
+    assert!(pair.agent.wait(PATIENCE).success());
     assert!(app.try_seen().is_some());
 }
 
@@ -202,8 +203,8 @@ fn an_idle_agent_stops_at_once() {
     let mut pair = Pair::relayed();
     let started = Instant::now();
     pair.agent.terminate();
-    assert!(pair.agent.wait(Duration::from_secs(5)).success());
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert!(pair.agent.wait(PATIENCE).success());
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
 }
 
 #[test]
@@ -272,7 +273,7 @@ fn cleanup_leaves_nothing() {
     assert_eq!(refused.status.code(), Some(1), "not while it runs");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--force"));
     pair.agent.terminate();
-    pair.agent.wait(Duration::from_secs(5));
+    pair.agent.wait(PATIENCE);
 
     let pins = || std::fs::read_dir(pair.agent.bpffs().join("mesh-agent")).is_ok();
     assert!(pins(), "until then strict pods must stay closed");

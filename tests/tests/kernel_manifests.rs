@@ -187,7 +187,7 @@ fn status_without_an_agent_ends_with_2() {
     }
     let (mut pair, _app) = good();
     pair.agent.terminate();
-    pair.agent.wait(std::time::Duration::from_secs(5));
+    pair.agent.wait(mesh_tests::wait::PATIENCE);
     let output = pair.agent.run(&["status"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("no agent answers"));

@@ -18,7 +18,7 @@ use mesh_agent::net::{
     listen::{limbo, listen},
     netns::{self, Netns},
 };
-use mesh_tests::sandbox::isolated;
+use mesh_tests::{sandbox::isolated, wait::PATIENCE};
 
 const KEEPALIVE: Duration = Duration::from_mins(1);
 
@@ -97,7 +97,7 @@ fn connections_to_apps_come_from_all_over_loopback() {
             let socket = connect::socket(&namespace, to.ip()).unwrap();
             connect::bind_loopback(&socket, random).unwrap();
             let connecting = connect::start(socket, to).unwrap();
-            runtime.block_on(connecting.established(Duration::from_secs(5))).unwrap();
+            runtime.block_on(connecting.established(PATIENCE)).unwrap();
             assert_eq!(listener.accept().unwrap().1.ip().to_string(), source);
         }
     });
