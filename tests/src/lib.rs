@@ -11,6 +11,7 @@
 
 pub mod agent;
 pub mod app;
+pub mod authority;
 pub mod capture;
 pub mod cluster;
 pub mod manifest;

@@ -1,0 +1,187 @@
+//! What mutual TLS costs before the first byte: both ends of a handshake on one core, in memory. Full and resumed, with and
+//! without the post-quantum half of the key exchange, with a chain of leaf and intermediate.
+
+#![expect(clippy::expect_used, reason = "a bench that cannot be set up has to stop")]
+
+use std::{collections::BTreeSet, io::Write as _, sync::Arc};
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use mesh_agent::{
+    identity::{
+        CertificateAuthority, Fetching, Identities, Refusal, Request, Settings, Svid, TrustBundle, handshake_reason,
+        provider,
+    },
+    model::{Identity, Reason},
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::{
+    ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection,
+    client::Resumption,
+    crypto::{
+        SupportedKxGroup,
+        aws_lc_rs::{cipher_suite, kx_group},
+    },
+    pki_types::{CertificateDer, ServerName},
+};
+use tokio::sync::watch;
+
+/// A root and an intermediate.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    intermediate: CertificateDer<'static>,
+    bundle: watch::Sender<Arc<TrustBundle>>,
+}
+
+fn ca(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params
+}
+
+impl Authority {
+    fn new() -> Result<Self, rcgen::Error> {
+        let (root_key, key) = (KeyPair::generate()?, KeyPair::generate()?);
+        let root = ca("root").self_signed(&root_key)?.der().clone();
+        let params = ca("intermediate");
+        let intermediate = params.signed_by(&key, &Issuer::new(ca("root"), root_key))?.der().clone();
+        let bundle = watch::Sender::new(Arc::new(TrustBundle { roots: vec![root] }));
+        Ok(Self { issuer: Issuer::new(params, key), intermediate, bundle })
+    }
+
+    fn sign(&self, identity: &Identity) -> Result<Svid, Refusal> {
+        let request = Request::new(identity)?;
+        let asked = CertificateSigningRequestParams::from_der(request.der());
+        let leaf = asked.and_then(|asked| asked.signed_by(&self.issuer)).map_err(|error| Refusal {
+            reason: Reason::Internal,
+            message: error.to_string(),
+            is_transient: false,
+        })?;
+        Ok(request.answered(vec![leaf.der().clone(), self.intermediate.clone()]))
+    }
+}
+
+impl CertificateAuthority for Authority {
+    fn fetch(&self, identity: &Identity) -> Fetching<'_> {
+        let identity = identity.clone();
+        Box::pin(async move { self.sign(&identity) })
+    }
+
+    fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
+        self.bundle.subscribe()
+    }
+}
+
+/// Both ends' configurations, as the proxy uses them.
+fn configs(settings: Settings) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let [caller, callee]: [Identity; 2] =
+        ["spiffe://cluster.local/ns/shop/sa/cart", "spiffe://cluster.local/ns/shop/sa/db"]
+            .map(|uri| uri.parse().expect("an identity"));
+    let identities = Identities::with(Arc::new(Authority::new().expect("an authority")), settings);
+    identities.want(&BTreeSet::from([caller.clone(), callee.clone()]));
+    let mut changes = identities.changes();
+    runtime.block_on(async {
+        let ready = changes.wait_for(|_| identities.client(&caller).is_ok() && identities.server(&callee).is_ok());
+        tokio::select! {
+            ready = ready => drop(ready.expect("the store lives")),
+            () = identities.run() => {}
+        }
+    });
+    (identities.client(&caller).expect("a certificate"), identities.server(&callee).expect("a certificate"))
+}
+
+fn settings(group: &'static dyn SupportedKxGroup) -> Settings {
+    let mut cryptography = provider();
+    cryptography.kx_groups = vec![group];
+    Settings { provider: Arc::new(cryptography), ..Settings::new("cluster.local".into(), Vec::new(), Vec::new()) }
+}
+
+/// Until nobody has anything to send: with the tickets.
+fn connect(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> (ClientConnection, ServerConnection) {
+    let name = ServerName::try_from("db.shop").expect("a name");
+    let mut client = ClientConnection::new(client.clone(), name).expect("a client");
+    let mut server = ServerConnection::new(server.clone()).expect("a server");
+    let mut wire = Vec::with_capacity(16 * 1024);
+    while client.wants_write() || server.wants_write() {
+        carry(&mut client, &mut server, &mut wire);
+        carry(&mut server, &mut client, &mut wire);
+    }
+    (client, server)
+}
+
+fn carry<From, To>(
+    from: &mut impl std::ops::DerefMut<Target = rustls::ConnectionCommon<From>>,
+    to: &mut impl std::ops::DerefMut<Target = rustls::ConnectionCommon<To>>,
+    wire: &mut Vec<u8>,
+) {
+    wire.clear();
+    while from.wants_write() {
+        from.write_tls(wire).expect("memory");
+    }
+    let mut rest = wire.as_slice();
+    while !rest.is_empty() {
+        to.read_tls(&mut rest).expect("memory");
+        to.process_new_packets().map_err(|error| handshake_reason(&error)).expect("a handshake of equals");
+    }
+}
+
+fn handshakes(c: &mut Criterion) {
+    let mut group = c.benchmark_group("handshake");
+    group.throughput(Throughput::Elements(1));
+    for (name, key_exchange) in [("x25519mlkem768", kx_group::X25519MLKEM768), ("x25519", kx_group::X25519)] {
+        let (client, server) = configs(settings(key_exchange));
+        let mut forgetful = ClientConfig::clone(&client);
+        forgetful.resumption = Resumption::disabled();
+        let forgetful = Arc::new(forgetful);
+        let of_kind = |client, kind| {
+            let (_, ended) = connect(client, &server);
+            assert_eq!(ended.handshake_kind(), Some(kind));
+        };
+        group.bench_function(format!("full/{name}"), |b| b.iter(|| of_kind(&forgetful, HandshakeKind::Full)));
+        connect(&client, &server);
+        group.bench_function(format!("resumed/{name}"), |b| b.iter(|| of_kind(&client, HandshakeKind::Resumed)));
+    }
+    group.finish();
+}
+
+/// A megabyte through an established connection, encrypted and decrypted on one core.
+fn records(c: &mut Criterion) {
+    const SIZE: usize = 1 << 20;
+    let mut group = c.benchmark_group("records");
+    group.throughput(Throughput::Bytes(SIZE as u64));
+    for (name, suite) in [
+        ("aes-256-gcm", cipher_suite::TLS13_AES_256_GCM_SHA384),
+        ("aes-128-gcm", cipher_suite::TLS13_AES_128_GCM_SHA256),
+    ] {
+        let mut settings = settings(kx_group::X25519MLKEM768);
+        let mut cryptography = provider();
+        cryptography.cipher_suites = vec![suite];
+        settings.provider = Arc::new(cryptography);
+        let (client, server) = configs(settings);
+        let (mut client, mut server) = connect(&client, &server);
+        let (message, mut wire) = (vec![7; 16 * 1024], Vec::with_capacity(32 * 1024));
+        let mut taken = vec![0; 16 * 1024];
+        group.bench_function(name, |b| {
+            b.iter_batched(
+                || (),
+                |()| {
+                    for _ in 0..SIZE / message.len() {
+                        client.writer().write_all(&message).expect("room");
+                        carry(&mut client, &mut server, &mut wire);
+                        std::io::Read::read_exact(&mut server.reader(), &mut taken).expect("what was written");
+                    }
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(tls, handshakes, records);
+criterion_main!(tls);
