@@ -68,6 +68,6 @@ impl Held {
     }
 }
 
-fn unusable(why: impl ToString) -> Refusal {
+fn unusable<Why: ToString>(why: Why) -> Refusal {
     Refusal { reason: Reason::CertificateUnusable, message: why.to_string(), is_transient: true }
 }

@@ -7,7 +7,7 @@ use rustls::pki_types::UnixTime;
 /// After the first failure; it doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest pause between two attempts: an authority that is back is found within this time.
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_mins(1);
 
 /// When to replace a certificate that was `issued` and `expires` then: at half of its lifetime, give or take a twentieth of
 /// it, so that certificates that were given together are not replaced together. `random` is uniform over its range.

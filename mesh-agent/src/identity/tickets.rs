@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 /// How long a session can be resumed. Short, since whoever learns the key can read what resumed sessions say without a new
 /// exchange of keys (there is always one), and since the other end's certificate is not shown again.
-const LIFETIME: Duration = Duration::from_secs(60 * 60);
+const LIFETIME: Duration = Duration::from_hours(1);
 
 /// Makes and reads the tickets of one server configuration: `nonce || AES-256-GCM(time of issue || session)`. A key makes
 /// tickets for one lifetime, and reads them for another; then it is gone. A configuration's keys are its own: a ticket

@@ -27,8 +27,8 @@ use tokio::{sync::watch, time::Instant};
 use super::{CertificateAuthority, Fetching, Identities, Refusal, Settings, Svid, TrustBundle, handshake_reason};
 use crate::model::{Identity, Reason};
 
-const HOUR: Duration = Duration::from_secs(60 * 60);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
 const DOMAIN: &str = "cluster.local";
 
 fn identity(name: &str) -> Identity {
