@@ -13,17 +13,11 @@ use std::{
 
 use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main};
 use mesh_agent::{
-    identity::{
-        CertificateAuthority, Fetching, Identities, Refusal, Request, Settings, Svid, TrustBundle, handshake_reason,
-        provider,
-    },
-    model::{Identity, Reason},
+    ca::{Embedded, Lifetimes},
+    identity::{Identities, Settings, handshake_reason, provider},
+    model::Identity,
 };
 use nix::time::{ClockId, clock_gettime};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
 use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection,
     client::Resumption,
@@ -31,57 +25,8 @@ use rustls::{
         SupportedKxGroup,
         aws_lc_rs::{cipher_suite, kx_group},
     },
-    pki_types::{CertificateDer, ServerName},
+    pki_types::ServerName,
 };
-use tokio::sync::watch;
-
-/// A root and an intermediate.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    intermediate: CertificateDer<'static>,
-    bundle: watch::Sender<Arc<TrustBundle>>,
-}
-
-fn ca(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    params
-}
-
-impl Authority {
-    fn new() -> Result<Self, rcgen::Error> {
-        let (root_key, key) = (KeyPair::generate()?, KeyPair::generate()?);
-        let root = ca("root").self_signed(&root_key)?.der().clone();
-        let params = ca("intermediate");
-        let intermediate = params.signed_by(&key, &Issuer::new(ca("root"), root_key))?.der().clone();
-        let bundle = watch::Sender::new(Arc::new(TrustBundle { roots: vec![root] }));
-        Ok(Self { issuer: Issuer::new(params, key), intermediate, bundle })
-    }
-
-    fn sign(&self, identity: &Identity) -> Result<Svid, Refusal> {
-        let request = Request::new(identity)?;
-        let asked = CertificateSigningRequestParams::from_der(request.der());
-        let leaf = asked.and_then(|asked| asked.signed_by(&self.issuer)).map_err(|error| Refusal {
-            reason: Reason::Internal,
-            message: error.to_string(),
-            is_transient: false,
-        })?;
-        Ok(request.answered(vec![leaf.der().clone(), self.intermediate.clone()]))
-    }
-}
-
-impl CertificateAuthority for Authority {
-    fn fetch(&self, identity: &Identity) -> Fetching<'_> {
-        let identity = identity.clone();
-        Box::pin(async move { self.sign(&identity) })
-    }
-
-    fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
-        self.bundle.subscribe()
-    }
-}
 
 /// Both ends' configurations, as the proxy uses them.
 fn configs(settings: Settings) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
@@ -89,7 +34,10 @@ fn configs(settings: Settings) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let [caller, callee]: [Identity; 2] =
         ["spiffe://cluster.local/ns/shop/sa/cart", "spiffe://cluster.local/ns/shop/sa/db"]
             .map(|uri| uri.parse().expect("an identity"));
-    let identities = Identities::with(Arc::new(Authority::new().expect("an authority")), settings);
+    let folder = tempfile::tempdir().expect("a folder");
+    let _entered = runtime.enter();
+    let authority = Embedded::open(folder.path(), "cluster.local", Lifetimes::default()).expect("an authority");
+    let identities = Identities::with(Arc::new(authority), settings);
     identities.want(&BTreeSet::from([caller.clone(), callee.clone()]));
     let mut changes = identities.changes();
     runtime.block_on(async {

@@ -11,7 +11,6 @@
 
 pub mod agent;
 pub mod app;
-pub mod authority;
 pub mod capture;
 pub mod cluster;
 pub mod manifest;

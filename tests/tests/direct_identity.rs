@@ -3,8 +3,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use mesh_agent::{identity::Identities, model::Identity};
-use mesh_tests::authority::Authority;
+use mesh_agent::{
+    ca::{Embedded, Lifetimes},
+    identity::Identities,
+    model::Identity,
+};
 use rustls::{ClientConnection, ServerConnection, pki_types::ServerName};
 
 const MANY: usize = 500;
@@ -62,8 +65,10 @@ fn connect(identities: &Identities, caller: usize, callee: usize) {
 
 #[tokio::test]
 async fn five_hundred_identities_fit() {
-    let identities =
-        Identities::new(Arc::new(Authority::new()), "cluster.local".into(), vec![b"h2".to_vec()], vec![b"h2".to_vec()]);
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Arc::new(Embedded::open(folder.path(), "cluster.local", Lifetimes::default()).unwrap());
+    let h2 = vec![b"h2".to_vec()];
+    let identities = Identities::new(authority, "cluster.local".into(), h2.clone(), h2);
     let running = identities.clone();
     tokio::spawn(async move { running.run().await });
     want(&identities, 1).await;

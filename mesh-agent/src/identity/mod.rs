@@ -4,7 +4,6 @@
 //! | file | |
 //! |---|---|
 //! | `authority.rs` | the seam to whoever vouches |
-//! | `csr.rs` | keys and requests |
 //! | `store.rs` | [`Identities`]: what is held, and the answers to the workers |
 //! | `run.rs`, `rotate.rs` | fetching and rotating; when, purely |
 //! | `held.rs`, `leaf.rs` | what is demanded of a certificate of our own; what a certificate says |
@@ -14,7 +13,6 @@
 
 mod authority;
 mod config;
-mod csr;
 mod failure;
 mod held;
 mod leaf;
@@ -29,7 +27,6 @@ mod verify;
 
 pub use authority::{CertificateAuthority, Fetching, Refusal, Svid, TrustBundle};
 pub use config::{Settings, provider};
-pub use csr::Request;
 pub use failure::handshake_reason;
 pub use leaf::NotAnSvid;
 pub use rotate::{retry_after, rotate_at};

@@ -173,7 +173,7 @@ impl Slot {
 }
 
 fn unavailable(message: String) -> Refusal {
-    Refusal { reason: Reason::CaUnavailable, message, is_transient: true }
+    Refusal { reason: Reason::CaUnreachable, message, is_transient: true }
 }
 
 /// Zero without random numbers: then there is no jitter.

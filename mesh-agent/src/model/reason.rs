@@ -99,7 +99,6 @@ reasons! {
     HostNetwork "host_network" Configuration "An enrolled pod uses the node's network and cannot be captured." "Set mesh-agent.io/mesh: disabled on it, or give it its own network.";
     SourceUnreadable "source_unreadable" Configuration "The folder of manifests cannot be read." "Check that it exists and is readable; until then the last good state stays in force.";
     // Identities and mutual TLS.
-    CaUnavailable "ca_unavailable" Agent "The certificate authority did not answer." "Check that it runs and can be reached; certificates in use stay valid until they expire.";
     CertificateExpired "certificate_expired" Agent "The workload's own certificate has expired and no new one was given." "mesh-agent policy certificates tells what the certificate authority answered; check the clocks, too.";
     CertificateMissing "certificate_missing" Agent "The workload has no certificate." "It is fetched when the workload appears; if it stays away, mesh-agent policy certificates tells what the certificate authority answered.";
     CertificateUnusable "certificate_unusable" Configuration "The certificate authority gave a certificate that cannot be used." "See the message; check the authority's configuration, its trust domain and the clocks.";

@@ -53,7 +53,7 @@ async fn a_removed_root_ends_sessions_and_lets_nobody_in() {
     assert_eq!(call(), Ok(HandshakeKind::Resumed));
 
     let before = identities.server(&identity("db")).unwrap();
-    let away = Refusal { reason: Reason::CaUnavailable, message: "away".to_owned(), is_transient: true };
+    let away = Refusal { reason: Reason::CaUnreachable, message: "away".to_owned(), is_transient: true };
     authority.mood.send_replace(Mood::Refuses(away));
     *authority.signer.lock().unwrap() = other.clone();
     authority.bundle.send_replace(bundle(&[&other]));

@@ -6,7 +6,7 @@ use super::*;
 use crate::model::{CertificateState, CertificateStatus};
 
 fn refusal(is_transient: bool) -> Refusal {
-    Refusal { reason: Reason::CaUnavailable, message: "away".to_owned(), is_transient }
+    Refusal { reason: Reason::CaUnreachable, message: "away".to_owned(), is_transient }
 }
 
 fn status(identities: &Identities, name: &str) -> CertificateStatus {
@@ -99,7 +99,7 @@ async fn a_certificate_is_used_while_the_authority_is_away_and_until_it_expires(
     connect(&identities, "cart", "db").unwrap();
     let said = status(&identities, "cart");
     assert_eq!((said.state, said.serial), (CertificateState::Valid, first.serial.clone()));
-    assert_eq!(said.refusal.unwrap().reason, Reason::CaUnavailable);
+    assert_eq!(said.refusal.unwrap().reason, Reason::CaUnreachable);
 
     until(&identities, |_| clock.seconds() > expires + 100).await;
     assert_eq!(identities.client(&identity("cart")).unwrap_err(), Reason::CertificateExpired);
@@ -129,7 +129,7 @@ async fn an_authority_that_does_not_answer_is_given_up() {
     until(&identities, |store| status(store, "cart").refusal.is_some()).await;
     assert_eq!(clock.seconds() - start, 30);
     let said = status(&identities, "cart");
-    assert_eq!((said.state, said.refusal.unwrap().reason), (CertificateState::Missing, Reason::CaUnavailable));
+    assert_eq!((said.state, said.refusal.unwrap().reason), (CertificateState::Missing, Reason::CaUnreachable));
     authority.mood.send_replace(Mood::Gives(DAY));
     until(&identities, |store| store.client(&identity("cart")).is_ok()).await;
 }
