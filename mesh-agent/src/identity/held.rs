@@ -1,6 +1,6 @@
 //! A certificate in use, and what is demanded of one before it is.
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use rustls::{InconsistentKeys, crypto::aws_lc_rs::sign::any_ecdsa_type, pki_types::UnixTime, sign::CertifiedKey};
 
@@ -32,24 +32,26 @@ impl Held {
         maker: &Maker,
         now: UnixTime,
     ) -> Result<Self, Refusal> {
-        let leaf = svid.chain.first().ok_or_else(|| unusable("an empty chain"))?;
-        let read = leaf::read(leaf).map_err(unusable)?;
+        let leaf = svid.chain.first().ok_or_else(|| unusable(&"an empty chain"))?;
+        let read = leaf::read(leaf).map_err(|why| unusable(&why))?;
         if read.identity != *identity {
-            return Err(unusable(format!("it is the one of {}, not of {identity}", read.identity)));
+            return Err(unusable(&format_args!("it is the one of {}, not of {identity}", read.identity)));
         }
         if svid.chain.len() > MAX_CHAIN {
-            return Err(unusable(format!("its chain is longer than {MAX_CHAIN}")));
+            return Err(unusable(&format_args!("its chain is longer than {MAX_CHAIN}")));
         }
         if !read.validity.includes(now) {
             let Validity { from, until } = read.validity;
             let (from, until, now) = (from.as_secs(), until.as_secs(), now.as_secs());
-            return Err(unusable(format!("it is valid from {from} to {until}, now is {now} (seconds since 1970)")));
+            return Err(unusable(&format_args!(
+                "it is valid from {from} to {until}, now is {now} (seconds since 1970)"
+            )));
         }
-        let key = any_ecdsa_type(&svid.key).map_err(unusable)?;
+        let key = any_ecdsa_type(&svid.key).map_err(|why| unusable(&why))?;
         let certified = Arc::new(CertifiedKey::new(std::mem::take(&mut svid.chain), key));
         match certified.keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
-            Err(error) => return Err(unusable(error)),
+            Err(error) => return Err(unusable(&error)),
         }
         let mut held = Self { certified, validity: read.validity, configs: None };
         held.trust(trust, maker, now)?;
@@ -63,11 +65,11 @@ impl Held {
     pub(super) fn trust(&mut self, trust: &Trust, maker: &Maker, now: UnixTime) -> Result<(), Refusal> {
         self.configs = None;
         let Some(peers) = &trust.peers else { return Ok(()) };
-        self.configs = Some(maker.make(&self.certified, peers).map_err(unusable)?);
-        peers.verify_own(&self.certified.cert, now).map_err(unusable)
+        self.configs = Some(maker.make(&self.certified, peers).map_err(|why| unusable(&why))?);
+        peers.verify_own(&self.certified.cert, now).map_err(|why| unusable(&why))
     }
 }
 
-fn unusable<Why: ToString>(why: Why) -> Refusal {
+fn unusable(why: &dyn Display) -> Refusal {
     Refusal { reason: Reason::CertificateUnusable, message: why.to_string(), is_transient: true }
 }
