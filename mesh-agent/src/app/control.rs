@@ -16,12 +16,14 @@ use tokio::{
 use super::{
     Options,
     pods::Pods,
+    revoke::Revocations,
     status::{self, Answers, Watched},
 };
 use crate::{
     datapath::{Attempt, Datapath},
     model::{Mesh, Reason, Status},
     net::netns,
+    policy,
     proxy::{self, Command, Held, WorkerHandle},
 };
 
@@ -42,6 +44,7 @@ pub(super) struct Control {
     pub(super) node_addresses: Vec<IpAddr>,
     pub(super) started: Instant,
     pub(super) watched: BTreeMap<crate::model::ObjectName, Watched>,
+    pub(super) revocations: Revocations,
     held: Arc<Held>,
     snapshots: watch::Sender<Arc<Mesh>>,
     generations: Vec<u32>,
@@ -56,6 +59,7 @@ impl Control {
         held: Arc<Held>,
         snapshots: watch::Sender<Arc<Mesh>>,
         answers: Arc<Answers>,
+        revocations: Revocations,
     ) -> Self {
         let pods = Pods::new(&datapath, options.direct, options.keepalive);
         let generations = datapath.generations();
@@ -68,6 +72,7 @@ impl Control {
             node_addresses: Vec::new(),
             started: Instant::now(),
             watched: BTreeMap::new(),
+            revocations,
             held,
             snapshots,
             generations,
@@ -135,11 +140,15 @@ impl Control {
             return;
         }
         self.snapshots.send_replace(Arc::clone(mesh));
-        self.mesh = Arc::clone(mesh);
+        let before = std::mem::replace(&mut self.mesh, Arc::clone(mesh));
         self.refresh_node_addresses();
         // Namespaces that are gone first: another of the same name may be there already.
         self.pods.tend(&mut self.datapath, &self.workers);
         self.pods.reconcile(&mut self.datapath, &self.workers, mesh);
+        // After the agent's own connections, which workers end.
+        if policy::may_differ(&before, mesh) {
+            self.revocations.review(mesh);
+        }
         if first {
             self.pods.forget_others(&mut self.datapath);
             self.answers.ready();

@@ -3,6 +3,7 @@
 mod control;
 mod kernel;
 mod pods;
+mod revoke;
 mod status;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -107,7 +108,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let admin = Server::bind(&options.run_dir)?;
         let answers = Arc::new(status::Answers::new(ask, options.set_log_filter.clone()));
         let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
-        let control = control::Control::new(options, datapath, workers, held, snapshots, answers);
+        let revocations = revoke::Revocations::start(datapath.flows()?).context("the thread of revocations")?;
+        let control = control::Control::new(options, datapath, workers, held, snapshots, answers, revocations);
         tokio::select! {
             result = control.run(mesh, asked) => result,
             end = &mut source => Err(anyhow::anyhow!("reading the manifests ended: {end:?}")),
