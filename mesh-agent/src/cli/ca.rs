@@ -112,8 +112,12 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     }
 
     let (publish, mesh) = watch::channel(Arc::new(Mesh::default()));
-    let site =
-        discovery::Site { node: "".into(), trust_domain: args.trust_domain.as_str().into(), first_generation: 1 };
+    let site = discovery::Site {
+        node: "".into(),
+        trust_domain: args.trust_domain.as_str().into(),
+        root_namespace: discovery::DEFAULT_ROOT_NAMESPACE.into(),
+        first_generation: 1,
+    };
     let mut source = tokio::spawn(discovery::file::Manifests::new(&args.manifests, site).run(publish));
     let mut problems = tokio::spawn(tell_problems(mesh.clone()));
 
