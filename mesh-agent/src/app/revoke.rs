@@ -49,12 +49,13 @@ impl Revocations {
         let shared = Arc::new(Shared::default());
         let (snapshots, receiver) = mpsc::channel();
         let own = Arc::clone(&shared);
+        let home = Netns::open(Path::new("/proc/self/ns/net"))?;
         let can = SockDiag::open().and_then(|table| table.can_destroy());
         if !matches!(can, Ok(true)) {
             tracing::warn!(?can, reason = Reason::ConnectionsKept.code(), "direct connections cannot be ended");
             shared.cannot.store(true, Ordering::Relaxed);
         }
-        std::thread::Builder::new().name("revocations".into()).spawn(move || run(&receiver, &flows, &own))?;
+        std::thread::Builder::new().name("revocations".into()).spawn(move || run(&receiver, &home, &flows, &own))?;
         Ok(Self { snapshots, shared })
     }
 
@@ -80,7 +81,7 @@ impl Revocations {
     }
 }
 
-fn run(snapshots: &Receiver<Arc<Mesh>>, flows: &OwnedFd, shared: &Shared) {
+fn run(snapshots: &Receiver<Arc<Mesh>>, home: &Netns, flows: &OwnedFd, shared: &Shared) {
     let mut again: Option<Arc<Mesh>> = None;
     loop {
         let received = match &again {
@@ -94,6 +95,10 @@ fn run(snapshots: &Receiver<Arc<Mesh>>, flows: &OwnedFd, shared: &Shared) {
             (Err(_), _) => return,
         };
         review(&mesh, flows, shared);
+        // A namespace that a thread is in does not end with its pod.
+        if let Err(error) = home.enter() {
+            tracing::warn!(%error, "a thread stays in the network namespace of a pod");
+        }
         again = is_first_look.then_some(mesh);
     }
 }

@@ -7,7 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Weak},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -95,7 +95,7 @@ pub struct Worker {
     /// Since when destinations are known to answer, by slot.
     answered: RefCell<HashMap<(u32, OrigDst), Instant>>,
     /// What the kernel refuses for a moment because a policy forbade it: it must be asked again when policies change.
-    forbidden: RefCell<Vec<(Arc<Pod>, OrigDst, Instant)>>,
+    forbidden: RefCell<Vec<(Weak<Pod>, OrigDst, Instant)>>,
     /// Scratch space of the outbound spine.
     pub(super) backends: RefCell<Vec<Backend>>,
     mesh: RefCell<Arc<Mesh>>,
@@ -308,7 +308,7 @@ impl Worker {
         let now = Instant::now();
         forbidden.retain(|(_, _, until)| *until > now);
         if forbidden.len() < MAX_ANSWERED {
-            forbidden.push((Arc::clone(pod), destination, now + valid));
+            forbidden.push((Arc::downgrade(pod), destination, now + valid));
         }
     }
 
@@ -316,7 +316,7 @@ impl Worker {
     fn review(&self, mesh: &Mesh) {
         for (pod, destination, until) in self.forbidden.take() {
             let left = until.saturating_duration_since(Instant::now());
-            if !left.is_zero() {
+            if let Some(pod) = pod.upgrade().filter(|_| !left.is_zero()) {
                 // Not unknown: what waits would meet silence. This way it gets in and is decided about anew.
                 self.set_reach(&pod, destination, Reachable::Open, left);
             }
