@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     Options, certificates,
     pods::Pods,
+    revoke::Revocations,
     status::{self, Answers, Watched},
 };
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     identity::Identities,
     model::{Mesh, Reason, Status},
     net::netns,
+    policy,
     proxy::{self, Command, Held, WorkerHandle},
 };
 
@@ -32,6 +34,15 @@ const TEND: Duration = Duration::from_secs(1);
 const ADDRESSES_EVERY: u32 = 5;
 /// After the drain deadline, how long aborted connections have to send their RST.
 const AFTERMATH: Duration = Duration::from_millis(300);
+
+/// What was started before it.
+pub(super) struct Parts {
+    pub(super) datapath: Datapath,
+    pub(super) workers: Vec<WorkerHandle>,
+    pub(super) held: Arc<Held>,
+    pub(super) identities: Arc<Identities>,
+    pub(super) revocations: Revocations,
+}
 
 /// Everything that the control thread owns.
 pub(super) struct Control {
@@ -43,6 +54,7 @@ pub(super) struct Control {
     pub(super) node_addresses: Vec<IpAddr>,
     pub(super) started: Instant,
     pub(super) watched: BTreeMap<crate::model::ObjectName, Watched>,
+    pub(super) revocations: Revocations,
     held: Arc<Held>,
     identities: Arc<Identities>,
     snapshots: watch::Sender<Arc<Mesh>>,
@@ -53,13 +65,11 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new(
         options: Options,
-        datapath: Datapath,
-        workers: Vec<WorkerHandle>,
-        held: Arc<Held>,
-        identities: Arc<Identities>,
+        parts: Parts,
         snapshots: watch::Sender<Arc<Mesh>>,
         answers: Arc<Answers>,
     ) -> Self {
+        let Parts { datapath, workers, held, identities, revocations } = parts;
         let pods = Pods::new(&datapath, options.direct, options.keepalive);
         let generations = datapath.generations();
         Self {
@@ -71,6 +81,7 @@ impl Control {
             node_addresses: Vec::new(),
             started: Instant::now(),
             watched: BTreeMap::new(),
+            revocations,
             held,
             identities,
             snapshots,
@@ -140,11 +151,15 @@ impl Control {
         }
         self.identities.want(&certificates::needed(mesh));
         self.snapshots.send_replace(Arc::clone(mesh));
-        self.mesh = Arc::clone(mesh);
+        let before = std::mem::replace(&mut self.mesh, Arc::clone(mesh));
         self.refresh_node_addresses();
         // Namespaces that are gone first: another of the same name may be there already.
         self.pods.tend(&mut self.datapath, &self.workers);
         self.pods.reconcile(&mut self.datapath, &self.workers, mesh);
+        // After the agent's own connections, which workers end.
+        if policy::may_differ(&before, mesh) {
+            self.revocations.review(mesh);
+        }
         if first {
             self.pods.forget_others(&mut self.datapath);
             self.answers.ready();

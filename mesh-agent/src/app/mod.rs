@@ -4,6 +4,7 @@ mod certificates;
 mod control;
 mod kernel;
 mod pods;
+mod revoke;
 mod status;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -123,7 +124,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let admin = Server::bind(&options.run_dir)?;
         let answers = Arc::new(status::Answers::new(ask, options.set_log_filter.clone()));
         let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
-        let control = control::Control::new(options, datapath, workers, held, identities, snapshots, answers);
+        let revocations = revoke::Revocations::start(datapath.flows()?).context("the thread of revocations")?;
+        let parts = control::Parts { datapath, workers, held, identities, revocations };
+        let control = control::Control::new(options, parts, snapshots, answers);
         tokio::select! {
             result = control.run(mesh, asked) => result,
             end = &mut source => Err(anyhow::anyhow!("reading the manifests ended: {end:?}")),

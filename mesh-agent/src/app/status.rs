@@ -126,6 +126,7 @@ pub(super) async fn of(control: &mut Control) -> Status {
         .extend(control.workers.iter().zip(&workers).filter_map(|(handle, w)| worker_problem(handle.is_running(), w)));
     problems.extend(pods.iter().filter_map(unaccounted_problem));
     problems.extend(control.watched.iter().flat_map(|(name, watched)| bypass_problems(name, watched)));
+    problems.extend(connections_kept(control));
     let pods_ok = pods.iter().all(|pod| !matches!(pod.state, PodState::Failed));
     Status {
         healthy: pods_ok && problems.iter().all(|problem| problem.severity < Severity::Error),
@@ -221,6 +222,9 @@ fn reasons(control: &Control) -> BTreeMap<Reason, u64> {
             *sum.entry(reason).or_default() += n;
         }
     }
+    if control.revocations.ended() > 0 {
+        *sum.entry(Reason::PolicyChanged).or_default() += control.revocations.ended();
+    }
     sum
 }
 
@@ -229,6 +233,7 @@ fn authorizations(control: &Control) -> Vec<AuthorizationStatus> {
     for worker in &control.workers {
         worker.counters.verdicts.add_to(&mut sum);
     }
+    control.revocations.verdicts().add_to(&mut sum);
     sum.into_iter().map(|(verdict, count)| AuthorizationStatus { verdict, count }).collect()
 }
 
@@ -306,6 +311,15 @@ fn problem(reason: Reason, severity: Severity, object: String, message: String) 
 fn hook_problem(hook: &HookStatus) -> Problem {
     let message = format!("{} is not attached to {}", hook.program, hook.at);
     problem(Reason::HookMissing, Severity::Error, format!("Hook {}", hook.program), message)
+}
+
+/// Where policies are in force and the kernel cannot end what they forbid.
+fn connections_kept(control: &Control) -> Option<Problem> {
+    let has_policies = || control.mesh.workloads.values().any(|workload| workload.policy.has_authorizations());
+    (control.options.direct && control.revocations.cannot() && has_policies()).then(|| {
+        let message = "open direct connections outlive a change of policy that forbids them".to_owned();
+        problem(Reason::ConnectionsKept, Severity::Error, "Kernel".to_owned(), message)
+    })
 }
 
 fn worker_problem(running: bool, worker: &WorkerStatus) -> Option<Problem> {

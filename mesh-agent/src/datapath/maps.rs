@@ -10,9 +10,9 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap},
 };
 use mesh_common::{
-    Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, FLOW_OUTBOUND,
-    FLOW_UPSTREAM, Flow, Inbound, PortKey, REACH_OPEN, REACH_REFUSED, Reach, Tuple, WAY_DIRECT, WAY_RELAY, WAY_SERVICE,
-    Worker, Workload,
+    Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, FLOW_DIRECT,
+    FLOW_OUTBOUND, FLOW_UPSTREAM, Flow, Inbound, PortKey, REACH_OPEN, REACH_REFUSED, Reach, Tuple, WAY_DIRECT,
+    WAY_RELAY, WAY_SERVICE, Worker, Workload,
 };
 
 use super::{Error, Pins};
@@ -195,6 +195,12 @@ impl WorkerMaps {
         let (beat_ns, lag_ns) = beat.unwrap_or_default();
         Ok(self.workers.set(index, Worker { beat_ns, lag_ns }, 0)?)
     }
+}
+
+/// Whether a value of the storage of sockets is that of a client that goes direct.
+pub fn is_direct(value: &[u8]) -> bool {
+    // `kind` comes first in `Flow`.
+    value.len() == size_of::<Flow>() && value.first_chunk().is_some_and(|kind| u32::from_ne_bytes(*kind) == FLOW_DIRECT)
 }
 
 fn endpoint(address: SocketAddr) -> Endpoint {

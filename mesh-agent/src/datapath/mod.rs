@@ -12,7 +12,12 @@ mod pins;
 mod program_log;
 mod workload;
 
-use std::{fs::File, os::fd::AsFd, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    time::Duration,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -24,13 +29,13 @@ pub use attempts::{Attempt, Attempts};
 pub use cleanup::{cleanup, unmount};
 pub use error::Error;
 pub use foreign::{Foreign, foreign};
-pub use maps::{CachedBackend, CachedWay, OriginalFlow, WorkerMaps};
+pub use maps::{CachedBackend, CachedWay, OriginalFlow, WorkerMaps, is_direct};
 pub use object::object_built;
 pub use pins::Pins;
 pub use workload::{Listeners, Slot, WorkloadConfig};
 
 use self::maps::ControlMaps;
-use crate::model::HookStatus;
+use crate::{model::HookStatus, sys};
 
 /// Programs on the cgroup root, in the order in which they are attached: who only answers first, who captures last.
 const SOCK_ADDR: [&str; 6] = ["getpeername4", "getpeername6", "getsockname4", "getsockname6", "connect4", "connect6"];
@@ -144,6 +149,12 @@ impl Datapath {
     /// Handles of the maps for one worker.
     pub fn worker_maps(&self) -> Result<WorkerMaps, Error> {
         WorkerMaps::open(&self.pins)
+    }
+
+    /// The storage of sockets, in which the connect hook leaves what it did with them ([`is_direct`]).
+    pub fn flows(&self) -> Result<OwnedFd, Error> {
+        let path = self.pins.map("FLOWS");
+        sys::bpf_obj_get(&path).map_err(|source| Error::Pin { path, source })
     }
 
     /// Connections that wait for the agent. Needs a tokio runtime.

@@ -3,4 +3,5 @@
 pub mod connect;
 pub mod listen;
 pub mod netns;
+pub mod sock_diag;
 pub mod splice;

@@ -46,6 +46,9 @@ pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, attempt: Attempt) {
     if let Err(error) = &result {
         worker.refused(&pod, attempt.downstream, attempt.destination, error);
     }
+    if matches!(result, Err(Error::Refused(_))) {
+        worker.forbid(&pod, attempt.destination, valid);
+    }
     // Kept before the kernel lets the app's handshake go on.
     worker.held.finish(key, result.and_then(upstream::give));
     worker.set_reach(&pod, attempt.destination, reachable, valid);

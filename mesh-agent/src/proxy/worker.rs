@@ -7,7 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Weak},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -107,6 +107,8 @@ pub struct Worker {
     offers: RefCell<Offers>,
     /// Since when destinations are known to answer, by slot.
     answered: RefCell<HashMap<(u32, OrigDst), Instant>>,
+    /// What the kernel refuses for a moment because a policy forbade it: it must be asked again when policies change.
+    forbidden: RefCell<Vec<(Weak<Pod>, OrigDst, Instant)>>,
     /// Scratch space of the outbound spine.
     pub(super) backends: RefCell<Vec<Backend>>,
     mesh: RefCell<Arc<Mesh>>,
@@ -167,6 +169,7 @@ pub fn spawn(
             handshakes: Rc::default(),
             offers: RefCell::default(),
             answered: RefCell::default(),
+            forbidden: RefCell::default(),
             backends: RefCell::default(),
             mesh: RefCell::new(Arc::clone(&mesh.borrow())),
             random: Cell::new(u64::from(index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
@@ -354,8 +357,25 @@ impl Worker {
         }
     }
 
-    /// Ends the connections that are no longer allowed.
+    /// The kernel will refuse this destination for `valid`, because a policy forbids it.
+    pub(super) fn forbid(&self, pod: &Arc<Pod>, destination: OrigDst, valid: Duration) {
+        let mut forbidden = self.forbidden.borrow_mut();
+        let now = Instant::now();
+        forbidden.retain(|(_, _, until)| *until > now);
+        if forbidden.len() < MAX_ANSWERED {
+            forbidden.push((Arc::downgrade(pod), destination, now + valid));
+        }
+    }
+
+    /// Ends the connections that are no longer allowed, and lets those that were not ask again.
     fn review(&self, mesh: &Mesh) {
+        for (pod, destination, until) in self.forbidden.take() {
+            let left = until.saturating_duration_since(Instant::now());
+            if let Some(pod) = pod.upgrade().filter(|_| !left.is_zero()) {
+                // Not unknown: what waits would meet silence. This way it gets in and is decided about anew.
+                self.set_reach(&pod, destination, Reachable::Open, left);
+            }
+        }
         for open in self.pods.borrow().values().flat_map(|served| served.connections.values()) {
             let Some(flow) = &open.flow else { continue };
             let decision = policy::review(mesh, flow);
