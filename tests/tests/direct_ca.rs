@@ -266,7 +266,7 @@ fn forge(csr: &str) -> String {
     format!("{before}{other}{}", &after[1..])
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nodes_get_their_pods_certificates_and_trust_one_another() {
     let site = Site::new();
     let authority = Process::start(&site, &[]);
@@ -284,7 +284,7 @@ async fn nodes_get_their_pods_certificates_and_trust_one_another() {
     assert!(log.contains("signed=2"), "{log}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_node_gets_nothing_for_pods_of_others() {
     let site = Site::new();
     let authority = Process::start(&site, &[]);
@@ -437,7 +437,7 @@ async fn an_authority_that_is_not_the_one_is_not_trusted() {
     assert_eq!((refusal.reason, refusal.is_transient), (Reason::CaUnreachable, true), "{refusal}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_restart_keeps_the_root_and_clients_come_back() {
     let site = Site::new();
     let authority = Process::start(&site, &[]);
@@ -455,7 +455,7 @@ async fn a_restart_keeps_the_root_and_clients_come_back() {
     trusts(&roots, &after.chain).unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_root_is_replaced_under_the_eyes_of_its_agents() {
     let site = Site::new();
     let overlap = ["--root-overlap", "3s"];
