@@ -223,7 +223,7 @@ impl Raw {
             .unwrap()
             .with_root_certificates(roots);
         let mut config = match certificate {
-            Some(svid) => config.with_client_auth_cert(svid.chain, svid.key).unwrap(),
+            Some(svid) => config.with_client_auth_cert(svid.chain.clone(), svid.key.clone_key()).unwrap(),
             None => config.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
