@@ -34,6 +34,9 @@ const NEXT: [&str; 2] = ["next-cert.pem", "next-key.pem"];
 const BUNDLE: &str = "bundle.pem";
 const LOCK: &str = "lock";
 
+/// What an authority makes in its folder.
+pub const FILES: [&str; 6] = [ROOT[0], ROOT[1], NEXT[0], NEXT[1], BUNDLE, LOCK];
+
 /// What an authority signs with.
 pub(super) enum Material {
     /// Roots of its own.

@@ -17,7 +17,7 @@ use tokio::{
     net::TcpStream,
     sync::{Mutex, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
@@ -39,6 +39,8 @@ use crate::{
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long an answer may take.
 const CALL: Duration = Duration::from_secs(10);
+/// How long a failed attempt to connect stands for others.
+const FRESH: Duration = Duration::from_millis(500);
 /// How often the bundle's file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// What is asked for; the authority may give less.
@@ -62,8 +64,16 @@ pub struct Istio {
     config: IstioConfig,
     name: ServerName<'static>,
     bundle: watch::Receiver<Arc<TrustBundle>>,
-    channel: Mutex<Option<Open>>,
+    channel: Mutex<Connection>,
     following: JoinHandle<()>,
+}
+
+/// The connection, as far as it is known.
+enum Connection {
+    None,
+    Open(Open),
+    /// Those who waited for the same attempt, or come at once after it, get the same answer.
+    Failed(Instant, Refusal),
 }
 
 /// A connection, and whom it was made trusting.
@@ -84,7 +94,7 @@ impl Istio {
         }
         let (send, bundle) = watch::channel(Arc::new(read_bundle(&config.bundle)?));
         let following = tokio::spawn(follow(config.bundle.clone(), send));
-        Ok(Self { config: config.clone(), name, bundle, channel: Mutex::new(None), following })
+        Ok(Self { config: config.clone(), name, bundle, channel: Mutex::new(Connection::None), following })
     }
 
     async fn issue(&self, identity: &Identity) -> Result<Svid, Refusal> {
@@ -127,7 +137,7 @@ impl Istio {
         match answer {
             // The authority was restarted, perhaps: the connection was good when it was looked at.
             Err(Status { code: Code::Unavailable, reason: None, .. }) if !is_new => {
-                self.channel.lock().await.take_if(|open| Arc::ptr_eq(&open.channel, &channel));
+                self.forget(&channel).await;
                 let (channel, _) = self.channel().await?;
                 Ok(self.call_on(&channel, metadata, request).await?)
             }
@@ -170,18 +180,32 @@ impl Istio {
     async fn channel(&self) -> Result<(Arc<Channel>, bool), Refusal> {
         let mut open = self.channel.lock().await;
         let bundle = Arc::clone(&self.bundle.borrow());
-        if let Some(open) = &*open
-            && !open.channel.is_closed()
-            && Arc::ptr_eq(&open.bundle, &bundle)
-        {
-            return Ok((Arc::clone(&open.channel), false));
+        match &*open {
+            Connection::Open(open) if !open.channel.is_closed() && Arc::ptr_eq(&open.bundle, &bundle) => {
+                return Ok((Arc::clone(&open.channel), false));
+            }
+            Connection::Failed(at, refusal) if at.elapsed() < FRESH => return Err(refusal.clone()),
+            _ => {}
         }
-        let channel = match timeout(CONNECT, self.dial(&bundle)).await {
-            Ok(channel) => Arc::new(channel?),
-            Err(_) => return Err(self.unreachable("no connection in time")),
-        };
-        *open = Some(Open { channel: Arc::clone(&channel), bundle });
-        Ok((channel, true))
+        let dialled = timeout(CONNECT, self.dial(&bundle)).await;
+        match dialled.unwrap_or_else(|_| Err(self.unreachable("no connection in time"))) {
+            Ok(channel) => {
+                let channel = Arc::new(channel);
+                *open = Connection::Open(Open { channel: Arc::clone(&channel), bundle });
+                Ok((channel, true))
+            }
+            Err(refusal) => {
+                *open = Connection::Failed(Instant::now(), refusal.clone());
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn forget(&self, channel: &Arc<Channel>) {
+        let mut open = self.channel.lock().await;
+        if matches!(&*open, Connection::Open(open) if Arc::ptr_eq(&open.channel, channel)) {
+            *open = Connection::None;
+        }
     }
 
     async fn dial(&self, bundle: &TrustBundle) -> Result<Channel, Refusal> {

@@ -24,6 +24,7 @@ pub use certificate::{SKEW, Validity};
 pub use connect::{Choice, Config, connect};
 pub use embedded::Embedded;
 pub use error::Error;
+pub use folder::FILES;
 pub use istio::{Istio, IstioConfig};
 pub use roots::Lifetimes;
 pub use spire::Spire;

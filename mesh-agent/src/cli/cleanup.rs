@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{Bpffs, RunDir, print};
+use super::{Bpffs, RunDir, authority, print};
 use crate::{
     admin::{lock, lock_path, mounted_path, socket_path},
-    datapath,
+    ca, datapath,
 };
 
 const EXAMPLES: &str = "\
@@ -76,7 +76,10 @@ fn clean(run_dir: &Path, bpffs: &Path, force: bool) -> anyhow::Result<Vec<PathBu
             }
         }
     }
-    // Fails when others keep files there, and then it is theirs too.
+    // These fail when others keep files there, and then they are theirs too.
+    if fs::remove_dir(run_dir.join(authority::FOLDER)).is_ok() {
+        removed.push(run_dir.join(authority::FOLDER));
+    }
     if fs::remove_dir(run_dir).is_ok() {
         removed.push(run_dir.to_path_buf());
     }
@@ -86,6 +89,7 @@ fn clean(run_dir: &Path, bpffs: &Path, force: bool) -> anyhow::Result<Vec<PathBu
 /// The files an agent makes in its run folder, the socket's short-lived names included.
 fn run_files(run_dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = vec![socket_path(run_dir), mounted_path(run_dir)];
+    files.extend(ca::FILES.iter().map(|name| run_dir.join(authority::FOLDER).join(name)));
     let entries = match fs::read_dir(run_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
@@ -134,6 +138,22 @@ mod tests {
         fs::remove_file(run_dir.join("admin.sock.mine")).unwrap();
         assert_eq!(clean(&run_dir, &bpffs, false).unwrap(), std::slice::from_ref(&run_dir));
         assert!(clean(&run_dir, &bpffs, false).unwrap().is_empty(), "nothing to clean");
+    }
+
+    #[test]
+    fn the_authority_of_the_agent_goes_too() {
+        let temp = tempfile::tempdir().unwrap();
+        let run_dir = temp.path().join("run");
+        fs::create_dir(&run_dir).unwrap();
+        drop(lock::RunLock::acquire(&run_dir).unwrap());
+        let now = std::time::SystemTime::now();
+        let folder = run_dir.join(authority::FOLDER);
+        ca::Authority::open(&folder, "cluster.local", ca::Lifetimes::default(), now)
+            .unwrap()
+            .replace_root(now)
+            .unwrap();
+        clean(&run_dir, &temp.path().join("bpf"), false).unwrap();
+        assert!(!run_dir.exists());
     }
 
     #[test]

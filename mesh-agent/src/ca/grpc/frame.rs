@@ -93,6 +93,19 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn noise_in_any_pieces_is_survived(
+            pieces in proptest::collection::vec(proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40), 0..20),
+        ) {
+            let mut frames = Frames::new(64);
+            for piece in pieces {
+                frames.push(&piece);
+                while let Ok(Some(_)) = frames.take::<Response>() {}
+            }
+        }
+    }
+
     #[test]
     fn a_long_message_is_refused_by_its_length_alone() {
         let mut frames = Frames::new(100);

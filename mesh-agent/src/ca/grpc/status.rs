@@ -18,6 +18,9 @@ use crate::{
 const DOMAIN: &str = "mesh-agent.io";
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 
+/// Longest message of a refusal, in characters.
+const MAX_MESSAGE: usize = 512;
+
 /// Written without padding, read with or without: the protocol wants both.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -124,7 +127,9 @@ impl From<&Refusal> for Status {
             Reason::CaExpired => Code::Unavailable,
             _ => Code::Internal,
         };
-        Self { code, message: refusal.to_string(), reason: Some(refusal.reason) }
+        // It may repeat what the caller wrote, and has to fit into a header.
+        let message = refusal.to_string().chars().take(MAX_MESSAGE).collect();
+        Self { code, message, reason: Some(refusal.reason) }
     }
 }
 
@@ -205,6 +210,14 @@ mod tests {
         let got = Refusal::from(Status::read(&trailers).unwrap());
         assert_eq!((got.reason, got.is_transient), (sent.reason, true));
         assert_eq!(got.message, format!("the authority says: {}", sent.message));
+    }
+
+    #[test]
+    fn what_a_caller_wrote_does_not_fill_the_headers() {
+        let message = "ä".repeat(100_000);
+        let status = Status::from(&Refusal { reason: Reason::CaBadRequest, message, is_transient: false });
+        assert_eq!(status.message.chars().count(), MAX_MESSAGE);
+        assert!(status.message.starts_with("ca_bad_request: ä"));
     }
 
     #[test]

@@ -25,6 +25,9 @@ use crate::{
     model::Reason,
 };
 
+/// As much is logged of what a caller wrote, in characters: longer than any identity.
+const MAX_LOGGED: usize = 600;
+
 /// What is logged of a call.
 #[derive(Default)]
 struct Asked {
@@ -93,7 +96,7 @@ async fn answer(
     let request = receive(body).await?;
     let metadata = request.metadata.as_ref().and_then(|metadata| metadata.fields.get(IMPERSONATED_IDENTITY));
     let wanted = metadata.and_then(|value| value.string_value.as_deref());
-    asked.identity = wanted.map(ToOwned::to_owned);
+    asked.identity = wanted.map(|wanted| wanted.chars().take(MAX_LOGGED).collect());
     let identity = authorize(&caller, wanted, &*shared.pods).map_err(refused)?;
     asked.identity = Some(identity.to_string());
     let validity = u64::try_from(request.validity_duration).ok().map(Duration::from_secs);

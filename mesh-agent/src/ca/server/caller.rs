@@ -169,12 +169,21 @@ impl Authenticator for Tokens {
             Credentials { bearer: Some(token), .. } => {
                 self.node(token).map(Caller::Node).ok_or_else(|| unknown("the token is not known"))
             }
-            Credentials { certificate: Some(certificate), .. } => certificate::identity_of(certificate)
+            Credentials { certificate: Some(certificate), .. } => workload(certificate, SystemTime::now())
                 .map(Caller::Workload)
                 .map_err(|why| unknown(&format!("the client certificate: {why}"))),
             Credentials { .. } => Err(unknown("there is neither a bearer token nor a client certificate")),
         };
         Box::pin(future::ready(caller))
+    }
+}
+
+/// Whose certificate it is. It was verified when the connection was made, which may be long ago.
+fn workload(certificate: &CertificateDer<'_>, now: SystemTime) -> Result<Identity, String> {
+    if certificate::validity_of(&certificate::read(certificate)?).holds(now) {
+        certificate::identity_of(certificate)
+    } else {
+        Err("it has expired".to_owned())
     }
 }
 
@@ -222,8 +231,13 @@ fn is_same(one: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::model::{ObjectName, Workload};
+    use crate::{
+        ca::{Authority, Lifetimes, csr},
+        model::{ObjectName, Workload},
+    };
 
     const TOKEN: &str = "0123456789abcdef";
 
@@ -287,6 +301,17 @@ mod tests {
         fs::write(&path, "n3").unwrap();
         assert_eq!(ask(&format!("{TOKEN}33")).await, Ok(Caller::Node("n3".into())), "the last good ones stay");
         assert_eq!(tokens.authenticate(Credentials::default()).await.unwrap_err().reason, Reason::CaUnauthenticated);
+    }
+
+    #[test]
+    fn a_certificate_counts_while_it_is_valid_however_old_the_connection() {
+        let (folder, now) = (tempfile::tempdir().unwrap(), SystemTime::now());
+        let authority = Authority::open(folder.path(), "cluster.local", Lifetimes::default(), now).unwrap();
+        let (_key, request) = csr::make(&identity("cart")).unwrap();
+        let chain = authority.sign(&request, &identity("cart"), None, now).unwrap().chain;
+        assert_eq!(workload(&chain[0], now), Ok(identity("cart")));
+        assert!(workload(&chain[0], now + Duration::from_hours(25)).unwrap_err().contains("expired"));
+        assert!(workload(&chain[1], now).unwrap_err().contains("not spiffe://"), "the authority is no workload");
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Limits {
     pub call: Duration,
     /// How long a connection may be without a call.
     pub idle: Duration,
+    /// How long a connection may be used: a client certificate is verified when it begins.
+    pub age: Duration,
     /// Calls per second and caller, over a longer time.
     pub rate: u32,
     /// Calls of a caller at once after a pause: as many as a node has identities.
@@ -39,6 +41,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             call: Duration::from_secs(10),
             idle: Duration::from_mins(5),
+            age: Duration::from_mins(30),
             rate: 20,
             burst: 1000,
             strangers: 8,

@@ -188,6 +188,8 @@ async fn connection(
     let strangers = Arc::new(AtomicU32::new(0));
     let mut calls = JoinSet::new();
     let mut is_ending = false;
+    let age = tokio::time::sleep(limits.age);
+    tokio::pin!(age);
     loop {
         tokio::select! {
             accepted = connection.accept() => {
@@ -205,6 +207,10 @@ async fn connection(
                     is_ending = true;
                     connection.graceful_shutdown();
                 }
+            }
+            () = &mut age, if !is_ending => {
+                is_ending = true;
+                connection.graceful_shutdown();
             }
             () = tokio::time::sleep(limits.idle), if calls.is_empty() && !is_ending => {
                 is_ending = true;

@@ -7,7 +7,12 @@ use std::{
 };
 
 use rcgen::{KeyPair, SanType};
-use rustls::{RootCertStore, ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer, server::WebPkiClientVerifier};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::PrivateKeyDer,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+};
 
 use crate::{
     ca::{Authority, Error, certificate::Validity, roots::wants_intermediate},
@@ -98,6 +103,9 @@ fn make(
             .with_single_cert(issued.chain, PrivateKeyDer::Pkcs8(key.into()))
             .map_err(|error| error.to_string())?;
         config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would bring a client certificate along that nobody verifies again.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok::<_, String>(config)
     };
     let config = build().map_err(Error::Crypto)?;
