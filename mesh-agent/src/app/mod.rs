@@ -1,10 +1,13 @@
 //! Start order, top to bottom; the only module that knows every other.
 
+mod answers;
+mod audit;
 mod certificates;
 mod control;
 mod kernel;
 mod pods;
 mod status;
+mod vouched;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,7 +21,7 @@ use crate::{
     datapath::{self, Datapath},
     discovery,
     identity::Identities,
-    model::Mesh,
+    model::{Certificates, Mesh},
     proxy,
 };
 
@@ -27,6 +30,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Replaces the log filter; the error says what is wrong with it.
 pub type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Says how the certificates of this node's workloads stand.
+pub type ShowCertificates = Arc<dyn Fn() -> Certificates + Send + Sync>;
 
 /// What `mesh-agent run` was told.
 #[derive(Clone)]
@@ -121,7 +127,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         };
         let (ask, asked) = mpsc::channel(16);
         let admin = Server::bind(&options.run_dir)?;
-        let answers = Arc::new(status::Answers::new(ask, options.set_log_filter.clone()));
+        let certificates = vouched::show(Arc::clone(&identities), &options.authority);
+        let answers = Arc::new(answers::Answers::new(ask, options.set_log_filter.clone(), certificates));
         let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
         let control = control::Control::new(options, datapath, workers, held, identities, snapshots, answers);
         tokio::select! {
