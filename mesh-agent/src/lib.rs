@@ -16,6 +16,7 @@
 //! | [`identity`] | who are the workloads of this node, and whom do they trust? |
 //! | [`ca`] | who vouches for them? The authority, and clients of others |
 //! | [`proxy`] | the two spines: `outbound.rs` and `inbound.rs` |
+//! | [`explain`] | would it be allowed, and how would it go? Pure |
 //! | [`admin`] | the unix socket that `status` asks |
 //! | [`cli`] | the commands |
 //! | [`app`] | start order, top to bottom; the only file that knows every module |
@@ -28,6 +29,7 @@ pub mod ca;
 pub mod cli;
 pub mod datapath;
 pub mod discovery;
+pub mod explain;
 pub mod identity;
 pub mod model;
 pub mod net;

@@ -9,9 +9,13 @@ use std::{
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time};
 
-use crate::{admin::socket_path, model::Status};
+use crate::{
+    admin::{query, socket_path},
+    model::{Audit, Certificates, Explanation, Status},
+};
 
 /// How long an agent may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,14 +65,34 @@ pub enum Error {
         /// Body of the answer.
         body: String,
     },
-    /// The answer is not a status.
-    #[error("the agent's answer is not a status that this version understands: {0}")]
+    /// The answer is not what it should be.
+    #[error("the agent's answer is nothing that this version understands: {0}")]
     Schema(#[from] serde_json::Error),
 }
 
 /// Asks the agent of `run_dir` for its status.
 pub async fn status(run_dir: &Path) -> Result<Status, Error> {
-    let (code, body) = request(run_dir, Method::GET, "/v1/status", "").await?;
+    get(run_dir, "/v1/status").await
+}
+
+/// What crossed the node's edge within the last `period`.
+pub async fn audit(run_dir: &Path, period: Duration) -> Result<Audit, Error> {
+    get(run_dir, &format!("/v1/policy/audit?since={}", period.as_secs())).await
+}
+
+/// The certificates of the node's workloads.
+pub async fn certificates(run_dir: &Path) -> Result<Certificates, Error> {
+    get(run_dir, "/v1/policy/certificates").await
+}
+
+/// What would become of a connection.
+pub async fn explain(run_dir: &Path, source: &str, destination: &str, port: u16) -> Result<Explanation, Error> {
+    let (source, destination) = (query::encode(source), query::encode(destination));
+    get(run_dir, &format!("/v1/policy/explain?source={source}&destination={destination}&port={port}")).await
+}
+
+async fn get<T: DeserializeOwned>(run_dir: &Path, path: &str) -> Result<T, Error> {
+    let (code, body) = request(run_dir, Method::GET, path, "").await?;
     if code != StatusCode::OK {
         return Err(Error::Refused { status: code, body: String::from_utf8_lossy(&body).trim().to_owned() });
     }

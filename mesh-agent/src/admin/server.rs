@@ -28,7 +28,10 @@ use tokio::{
     time,
 };
 
-use crate::{admin::socket_path, model::Status};
+use crate::{
+    admin::{query, socket_path},
+    model::{Audit, Certificates, Explanation, Status},
+};
 
 /// Connections served at once; more of them wait in the accept queue.
 const MAX_CONNECTIONS: usize = 16;
@@ -45,6 +48,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub trait Source: Send + Sync + 'static {
     /// The status now.
     fn status(&self) -> impl Future<Output = Status> + Send;
+    /// What crossed the node's edge within the last `period` seconds.
+    fn audit(&self, period: u64) -> impl Future<Output = Audit> + Send;
+    /// What would become of a connection; the error names what is not known.
+    fn explain(
+        &self,
+        source: String,
+        destination: String,
+        port: u16,
+    ) -> impl Future<Output = Result<Explanation, String>> + Send;
+    /// How the certificates stand.
+    fn certificates(&self) -> Certificates;
     /// What the agent still waits for before it is ready; empty when it is.
     fn waiting_for(&self) -> Vec<String>;
     /// Replaces the log filter; the error says what is wrong with it.
@@ -177,23 +191,59 @@ async fn serve<S: Source>(stream: UnixStream, source: Arc<S>) {
 async fn answer<S: Source>(request: Request<Incoming>, source: &S) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     match (head.uri.path(), &head.method) {
-        ("/v1/status", &Method::GET) => match serde_json::to_vec(&source.status().await) {
-            Ok(json) => response(StatusCode::OK, "application/json", json),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode the status: {error}")),
-        },
+        ("/v1/status", &Method::GET) => json(&source.status().await),
+        ("/v1/policy/audit", &Method::GET) => audit(head.uri.query().unwrap_or_default(), source).await,
+        ("/v1/policy/certificates", &Method::GET) => json(&source.certificates()),
+        ("/v1/policy/explain", &Method::GET) => explain(head.uri.query().unwrap_or_default(), source).await,
         ("/healthz", &Method::GET) => text(StatusCode::OK, "ok".to_owned()),
         ("/readyz", &Method::GET) => match source.waiting_for() {
             waiting if waiting.is_empty() => text(StatusCode::OK, "ready".to_owned()),
             waiting => text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}", waiting.join(", "))),
         },
         ("/v1/log-level", &Method::PUT) => set_log_filter(body, source).await,
-        ("/v1/status" | "/healthz" | "/readyz" | "/v1/log-level", method) => {
-            text(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for this path"))
-        }
+        (
+            "/v1/status"
+            | "/v1/policy/audit"
+            | "/v1/policy/certificates"
+            | "/v1/policy/explain"
+            | "/healthz"
+            | "/readyz"
+            | "/v1/log-level",
+            method,
+        ) => text(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for this path")),
         (path, _) => text(
             StatusCode::NOT_FOUND,
-            format!("no {path} here; there are GET /v1/status, /healthz, /readyz and PUT /v1/log-level"),
+            format!(
+                "no {path} here; there are GET /v1/status, /v1/policy/audit?since=SECONDS, /v1/policy/certificates, \
+                 /v1/policy/explain?source=&destination=&port=, /healthz, /readyz and PUT /v1/log-level"
+            ),
         ),
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(value) {
+        Ok(json) => response(StatusCode::OK, "application/json", json),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode the answer: {error}")),
+    }
+}
+
+async fn audit<S: Source>(query: &str, source: &S) -> Response<Full<Bytes>> {
+    match query::value(query, "since").map_or(Ok(3600), |seconds| seconds.parse()) {
+        Ok(period) => json(&source.audit(period).await),
+        Err(_) => text(StatusCode::BAD_REQUEST, "since must be a number of seconds".to_owned()),
+    }
+}
+
+async fn explain<S: Source>(query: &str, source: &S) -> Response<Full<Bytes>> {
+    let of = |name| query::value(query, name);
+    let port = of("port").and_then(|port| port.parse().ok()).filter(|port| *port > 0);
+    let (Some(from), Some(to), Some(port)) = (of("source"), of("destination"), port) else {
+        return text(StatusCode::BAD_REQUEST, "source, destination and port (1 to 65535) are needed".to_owned());
+    };
+    match source.explain(from, to, port).await {
+        Ok(explanation) => json(&explanation),
+        Err(error) => text(StatusCode::NOT_FOUND, error),
     }
 }
 

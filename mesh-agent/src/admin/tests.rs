@@ -15,7 +15,7 @@ use super::{
     server::{Error, Server, Source},
     socket_path,
 };
-use crate::model::{KernelStatus, NodeStatus, Status};
+use crate::model::{Audit, CertificateSummary, Certificates, Explanation, KernelStatus, NodeStatus, Shares, Status};
 
 #[derive(Default)]
 struct Canned {
@@ -39,6 +39,8 @@ impl Source for Canned {
                 source_age_ms: 0,
                 snapshot: 1,
                 direct: "on".to_owned(),
+                shares: Shares::default(),
+                certificates: CertificateSummary::default(),
             },
             kernel: KernelStatus {
                 release: "6.1.0".to_owned(),
@@ -53,6 +55,18 @@ impl Source for Canned {
             authorizations: Vec::new(),
             problems: Vec::new(),
         }
+    }
+
+    async fn audit(&self, _: u64) -> Audit {
+        unreachable!("nobody asks for it here")
+    }
+
+    async fn explain(&self, _: String, _: String, _: u16) -> Result<Explanation, String> {
+        unreachable!("nobody asks for it here")
+    }
+
+    fn certificates(&self) -> Certificates {
+        Certificates::default()
     }
 
     fn waiting_for(&self) -> Vec<String> {

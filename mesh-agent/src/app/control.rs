@@ -14,18 +14,23 @@ use tokio::{
 };
 
 use super::{
-    Options, certificates,
+    Options,
+    answers::{Answers, Question},
+    certificates,
     pods::Pods,
     revoke::Revocations,
-    status::{self, Answers, Watched},
+    status::{self, Watched},
 };
 use crate::{
     datapath::{Attempt, Datapath},
+    explain,
     identity::Identities,
-    model::{Mesh, Reason, Status},
+    model::{Mesh, Reason},
     net::netns,
     policy,
     proxy::{self, Command, Held, WorkerHandle},
+    route::transport::Here,
+    telemetry::{audit::Ledger, unix_now},
 };
 
 /// How often pods and hooks are looked after.
@@ -55,11 +60,12 @@ pub(super) struct Control {
     pub(super) started: Instant,
     pub(super) watched: BTreeMap<crate::model::ObjectName, Watched>,
     pub(super) revocations: Revocations,
+    pub(super) ledger: Ledger,
+    pub(super) answers: Arc<Answers>,
     held: Arc<Held>,
     identities: Arc<Identities>,
     snapshots: watch::Sender<Arc<Mesh>>,
     generations: Vec<u32>,
-    answers: Arc<Answers>,
 }
 
 impl Control {
@@ -69,9 +75,10 @@ impl Control {
         snapshots: watch::Sender<Arc<Mesh>>,
         answers: Arc<Answers>,
     ) -> Self {
-        let Parts { datapath, workers, held, identities, revocations } = parts;
+        let Parts { datapath, mut workers, held, identities, revocations } = parts;
         let pods = Pods::new(&datapath, options.direct, options.keepalive);
         let generations = datapath.generations();
+        let feeds = workers.iter_mut().filter_map(|worker| worker.audit.take()).collect();
         Self {
             options,
             datapath,
@@ -82,6 +89,7 @@ impl Control {
             started: Instant::now(),
             watched: BTreeMap::new(),
             revocations,
+            ledger: Ledger::new(feeds, unix_now()),
             held,
             identities,
             snapshots,
@@ -94,7 +102,7 @@ impl Control {
     pub(super) async fn run(
         mut self,
         mut found: watch::Receiver<Arc<Mesh>>,
-        mut asked: mpsc::Receiver<oneshot::Sender<Status>>,
+        mut asked: mpsc::Receiver<Question>,
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -122,10 +130,7 @@ impl Control {
                     next = self.pods.tend(&mut self.datapath, &self.workers);
                 }
                 () = settled => next = self.pods.tend(&mut self.datapath, &self.workers),
-                Some(answer) = asked.recv() => {
-                    let status = self.status().await;
-                    let _ = answer.send(status);
-                }
+                Some(question) = asked.recv() => self.answer(question).await,
                 _ = tend.tick() => {
                     round = round.wrapping_add(1);
                     self.look_after(round);
@@ -190,7 +195,7 @@ impl Control {
             self.refresh_node_addresses();
             self.pods.refresh_addresses(&mut self.datapath, &mesh);
         }
-        self.watch_bypasses();
+        self.watch();
         self.held.sweep();
     }
 
@@ -204,7 +209,12 @@ impl Control {
             return;
         }
         match self.datapath.set_node_addresses(&addresses) {
-            Ok(()) => self.node_addresses = addresses,
+            Ok(()) => {
+                for worker in &self.workers {
+                    worker.send(Command::NodeAddresses(addresses.as_slice().into()));
+                }
+                self.node_addresses = addresses;
+            }
             Err(error) => tracing::error!(%error, "the node's addresses cannot be written"),
         }
     }
@@ -235,7 +245,16 @@ impl Control {
         tracing::info!("stopped");
     }
 
-    async fn status(&mut self) -> Status {
-        status::of(self).await
+    async fn answer(&mut self, question: Question) {
+        // Who asked may have gone.
+        match question {
+            Question::Status(answer) => drop(answer.send(status::of(self).await)),
+            Question::Audit(period, answer) => drop(answer.send(self.audit(period))),
+            Question::Explain(query, answer) => {
+                let here = Here { mesh: &self.mesh, node_addresses: &self.node_addresses };
+                let site = explain::Site { here, direct: self.options.direct };
+                drop(answer.send(explain::explain(site, &query).map_err(|error| error.to_string())));
+            }
+        }
     }
 }

@@ -1,11 +1,14 @@
 //! Start order, top to bottom; the only module that knows every other.
 
+mod answers;
+mod audit;
 mod certificates;
 mod control;
 mod kernel;
 mod pods;
 mod revoke;
 mod status;
+mod vouched;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,7 +22,7 @@ use crate::{
     datapath::{self, Datapath},
     discovery,
     identity::Identities,
-    model::Mesh,
+    model::{Certificates, Mesh},
     proxy,
 };
 
@@ -28,6 +31,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Replaces the log filter; the error says what is wrong with it.
 pub type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Says how the certificates of this node's workloads stand.
+pub type ShowCertificates = Arc<dyn Fn() -> Certificates + Send + Sync>;
 
 /// What `mesh-agent run` was told.
 #[derive(Clone)]
@@ -122,7 +128,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         };
         let (ask, asked) = mpsc::channel(16);
         let admin = Server::bind(&options.run_dir)?;
-        let answers = Arc::new(status::Answers::new(ask, options.set_log_filter.clone()));
+        let certificates = vouched::show(Arc::clone(&identities), &options.authority);
+        let answers = Arc::new(answers::Answers::new(ask, options.set_log_filter.clone(), certificates));
         let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
         let revocations = revoke::Revocations::start(datapath.flows()?).context("the thread of revocations")?;
         let parts = control::Parts { datapath, workers, held, identities, revocations };

@@ -2,10 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -14,18 +10,19 @@ use nix::{
     sys::utsname::uname,
     time::{ClockId, clock_gettime},
 };
-use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    SetLogFilter,
+    audit,
     control::Control,
     pods::{Enrolled, Stage, should_be_armed},
+    vouched,
 };
 use crate::{
     admin::server::Source,
     model::{
-        AuthorizationStatus, HookStatus, KernelStatus, Location, NamespaceStatus, NodeStatus, ObjectName, PodState,
-        PodStatus, Problem, Reason, RelayStatus, Severity, Status, WorkerStatus, Workload,
+        AuthorizationStatus, CertificateSummary, HookStatus, KernelStatus, Location, NamespaceStatus, NodeStatus,
+        ObjectName, PodState, PodStatus, Problem, Reason, RelayStatus, Severity, Shares, Status, WorkerStatus,
+        Workload,
     },
 };
 
@@ -35,43 +32,6 @@ const RECENT: Duration = Duration::from_mins(1);
 /// their way from one to the other.
 const LOOKS: u32 = 5;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(40);
-
-/// The admin server's way to the control loop.
-pub(super) struct Answers {
-    ask: mpsc::Sender<oneshot::Sender<Status>>,
-    set_log_filter: SetLogFilter,
-    ready: AtomicBool,
-}
-
-impl Answers {
-    pub(super) fn new(ask: mpsc::Sender<oneshot::Sender<Status>>, set_log_filter: SetLogFilter) -> Self {
-        Self { ask, set_log_filter, ready: AtomicBool::new(false) }
-    }
-
-    pub(super) fn ready(&self) {
-        self.ready.store(true, Ordering::Release);
-    }
-}
-
-impl Source for Answers {
-    async fn status(&self) -> Status {
-        let (answer, wait) = oneshot::channel();
-        let _ = self.ask.send(answer).await;
-        match wait.await {
-            Ok(status) => status,
-            // The control loop has ended; so will this task, at once.
-            Err(_) => std::future::pending().await,
-        }
-    }
-
-    fn waiting_for(&self) -> Vec<String> {
-        if self.ready.load(Ordering::Acquire) { Vec::new() } else { vec!["the first snapshot".to_owned()] }
-    }
-
-    fn set_log_filter(&self, filter: &str) -> Result<(), String> {
-        (self.set_log_filter)(filter)
-    }
-}
 
 /// Bypasses of one pod, as last seen.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,12 +48,11 @@ fn unavailable(c: &Counters) -> u64 {
 
 impl Control {
     /// Notices when connections bypass the mesh.
-    pub(super) fn watch_bypasses(&mut self) {
-        for (name, pod) in &self.pods.enrolled {
-            let Ok(now) = self.datapath.counters(pod.slot) else { continue };
+    pub(super) fn watch_bypasses(&mut self, counted: &[(ObjectName, Counters)]) {
+        for (name, now) in counted {
             let before = self.watched.entry(name.clone()).or_default();
             let seen = Watched {
-                unavailable: unavailable(&now),
+                unavailable: unavailable(now),
                 unredirectable: now.out_passed_unredirectable,
                 rose: before.rose,
             };
@@ -108,7 +67,7 @@ impl Control {
 
 /// Everything, now.
 pub(super) async fn of(control: &mut Control) -> Status {
-    control.watch_bypasses();
+    control.watch();
     let mut pods = pods(control);
     for _ in 0..LOOKS {
         if pods.iter().all(|pod| pod.unaccounted == 0) {
@@ -127,6 +86,8 @@ pub(super) async fn of(control: &mut Control) -> Status {
     problems.extend(pods.iter().filter_map(unaccounted_problem));
     problems.extend(control.watched.iter().flat_map(|(name, watched)| bypass_problems(name, watched)));
     problems.extend(connections_kept(control));
+    let certificates = control.answers.certificates();
+    problems.extend(vouched::problems(&certificates));
     let pods_ok = pods.iter().all(|pod| !matches!(pod.state, PodState::Failed));
     Status {
         healthy: pods_ok && problems.iter().all(|problem| problem.severity < Severity::Error),
@@ -134,7 +95,7 @@ pub(super) async fn of(control: &mut Control) -> Status {
         pid: std::process::id(),
         uptime_seconds: control.started.elapsed().as_secs(),
         rss_bytes: rss_bytes(),
-        node: node(control),
+        node: node(control, &pods, certificates.summary()),
         kernel: KernelStatus {
             release: uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default(),
             abi: ABI_VERSION,
@@ -150,7 +111,11 @@ pub(super) async fn of(control: &mut Control) -> Status {
     }
 }
 
-fn node(control: &Control) -> NodeStatus {
+fn node(control: &Control, pods: &[PodStatus], certificates: CertificateSummary) -> NodeStatus {
+    let mut shares = Shares::default();
+    for pod in pods {
+        shares.add(&pod.shares);
+    }
     NodeStatus {
         name: control.mesh.node.name.to_string(),
         zone: control.mesh.node.zone.as_deref().map(str::to_owned),
@@ -159,6 +124,8 @@ fn node(control: &Control) -> NodeStatus {
         source_age_ms: control.mesh.source.read_at.map_or(0, |at| at.elapsed().as_millis() as u64),
         snapshot: control.mesh.version,
         direct: if control.options.direct { "on" } else { "off" }.to_owned(),
+        shares,
+        certificates,
     }
 }
 
@@ -238,46 +205,52 @@ fn authorizations(control: &Control) -> Vec<AuthorizationStatus> {
 }
 
 fn pods(control: &Control) -> Vec<PodStatus> {
+    named(control).map(|(name, workload, enrolled)| describe(control, name, workload, enrolled)).collect()
+}
+
+type Named<'a> = (&'a ObjectName, Option<&'a Workload>, Option<&'a Enrolled>);
+
+/// Pods of this node by name, with those that are deleted and still have connections.
+fn named(control: &Control) -> impl Iterator<Item = Named<'_>> {
     let mesh = &control.mesh;
-    let mut pods: Vec<PodStatus> = mesh
-        .workloads
-        .values()
-        .filter(|workload| workload.is_on(&mesh.node.name))
-        .map(|workload| pod(control, workload))
-        .collect();
-    // Pods that are deleted and still have connections.
-    for (name, enrolled) in control.pods.enrolled.iter().filter(|(name, _)| !mesh.workloads.contains_key(name)) {
-        pods.push(describe(control, name, None, Some(enrolled)));
-    }
-    pods.sort_by(|a, b| a.name.cmp(&b.name));
-    pods
+    let known = mesh.workloads.values().filter(|workload| workload.is_on(&mesh.node.name));
+    let known = known.map(|workload| (&workload.name, Some(&**workload), control.pods.enrolled.get(&workload.name)));
+    let deleted = control.pods.enrolled.iter().filter(|(name, _)| !mesh.workloads.contains_key(name));
+    let deleted = deleted.map(|(name, enrolled)| (name, None, Some(enrolled)));
+    let mut named: Vec<Named<'_>> = known.chain(deleted).collect();
+    named.sort_by_key(|(name, ..)| *name);
+    named.into_iter()
 }
 
-fn pod(control: &Control, workload: &Arc<Workload>) -> PodStatus {
-    describe(control, &workload.name, Some(workload), control.pods.enrolled.get(&workload.name))
+/// How the pods of this node stand.
+pub(super) fn states(control: &Control) -> impl Iterator<Item = (ObjectName, PodState)> {
+    named(control).map(|(name, workload, enrolled)| (name.clone(), state(control, workload, enrolled)))
 }
 
-fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, pod: Option<&Enrolled>) -> PodStatus {
-    let state = match (pod.map(|pod| pod.stage), workload) {
+fn state(control: &Control, workload: Option<&Workload>, pod: Option<&Enrolled>) -> PodState {
+    match (pod.map(|pod| pod.stage), workload) {
         (Some(Stage::Armed), _) => PodState::Armed,
         (Some(_), Some(workload)) if should_be_armed(&control.mesh, workload) => PodState::Failed,
         (Some(_), _) => PodState::Draining,
         (None, Some(workload)) if workload.enrolled => PodState::Failed,
         (None, _) => PodState::Off,
-    };
+    }
+}
+
+fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, pod: Option<&Enrolled>) -> PodStatus {
+    let state = state(control, workload, pod);
     let (mut outbound, mut inbound) = (RelayStatus::default(), RelayStatus::default());
     let mut c = Counters::default();
     let mut unaccounted = 0;
+    let mut shares = Shares::default();
     if let Some(pod) = pod {
         // The kernel first: what it counts afterwards, ours may have, and never the other way round.
         c = control.datapath.counters(pod.slot).unwrap_or_default();
-        let mut accepted = 0;
-        for counters in &pod.pod.counters {
-            counters.outbound.add_to(&mut outbound);
-            counters.inbound.add_to(&mut inbound);
-            accepted += counters.outbound.accepted() + counters.inbound.accepted();
-        }
+        (outbound, inbound) = audit::relayed(pod);
+        let counters = pod.pod.counters.iter();
+        let accepted: u64 = counters.map(|own| own.outbound.accepted() + own.inbound.accepted()).sum();
         let handed = c.since(&pod.base);
+        shares = audit::shares(pod, &handed);
         unaccounted = (handed.out_established + handed.out_orphaned + handed.in_established).saturating_sub(accepted);
     }
     let addresses =
@@ -289,6 +262,9 @@ fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, p
         enrolled: workload.is_some_and(|workload| workload.enrolled),
         state,
         mode: workload.map(|workload| workload.mode).or(pod.map(|pod| pod.config.mode)).unwrap_or_default(),
+        default_mode: workload.map(|workload| workload.policy.mode).unwrap_or_default(),
+        ports: workload.map(|workload| workload.policy.ports.clone()).unwrap_or_default(),
+        shares,
         outbound,
         inbound,
         direct_open: c.direct_opened.saturating_sub(c.direct_closed),
@@ -303,7 +279,7 @@ fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, p
     }
 }
 
-fn problem(reason: Reason, severity: Severity, object: String, message: String) -> Problem {
+pub(super) fn problem(reason: Reason, severity: Severity, object: String, message: String) -> Problem {
     let remedy = reason.remedy().to_owned();
     Problem { reason, severity, location: Location::default(), object, field: String::new(), message, remedy }
 }

@@ -10,7 +10,10 @@ use super::{
     },
     print,
 };
-use crate::model::{Reason, Side};
+use crate::{
+    explain::near,
+    model::{Reason, Side},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,31 +73,9 @@ fn whose(reason: Reason) -> &'static str {
 }
 
 fn unknown(code: &str) -> String {
-    let nearest = Reason::ALL.iter().map(|reason| reason.code()).min_by_key(|known| distance(code, known));
-    let hint = nearest
-        .filter(|known| distance(code, known) <= known.len() / 2)
-        .map(|known| format!("did you mean {known}? "))
-        .unwrap_or_default();
+    let nearest = near(code, Reason::ALL.iter().map(|reason| reason.code()));
+    let hint = nearest.first().map(|known| format!("did you mean {known}? ")).unwrap_or_default();
     format!("there is no reason code {code:?}; {hint}`mesh-agent explain` lists them all")
-}
-
-/// Edits between two codes (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (index, x) in a.chars().enumerate() {
-        let mut diagonal = index;
-        let mut left = index + 1;
-        for (cell, y) in row.iter_mut().skip(1).zip(&b) {
-            let best = (diagonal + usize::from(x != *y)).min(*cell + 1).min(left + 1);
-            diagonal = std::mem::replace(cell, best);
-            left = best;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = index + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -116,6 +97,5 @@ mod tests {
         assert!(unknown("upstream_refuse").contains("did you mean upstream_refused?"));
         assert!(unknown("netns-missing").contains("did you mean netns_missing?"));
         assert!(!unknown("zzz").contains("did you mean"));
-        assert_eq!(distance("kitten", "sitting"), 3);
     }
 }

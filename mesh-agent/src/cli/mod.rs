@@ -9,6 +9,7 @@ mod explain;
 mod host;
 pub mod logging;
 mod output;
+mod policy;
 mod run;
 mod status;
 
@@ -32,6 +33,7 @@ Examples:
   mesh-agent check                                   what this machine lacks, and how to get it
   mesh-agent run --manifests /etc/mesh-agent/manifests
   mesh-agent status                                  is it healthy, what does each pod do
+  mesh-agent policy audit                            what crossed this node's edge in plaintext
   mesh-agent explain netns_missing                   what a reason code means
 
 Exit codes: 0 well, 1 failed or unhealthy, 2 no agent answers, 64 wrong usage.
@@ -57,6 +59,8 @@ enum Command {
     Check(check::Args),
     /// Remove everything an agent left on this node: pins (and so the hooks), socket, lock.
     Cleanup(cleanup::Args),
+    /// Explain what is allowed, report what went in plaintext, show certificates.
+    Policy(policy::Args),
     /// Explain a reason code, or list all of them.
     Explain(explain::Args),
 }
@@ -100,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
+        Command::Policy(args) => policy::run(&args),
         Command::Explain(args) => explain::run(&args),
     };
     match done {

@@ -1,7 +1,10 @@
 //! Plain data, no IO: what the rest of the agent talks about.
 
 pub mod address;
+mod audit;
 mod certificate;
+mod certificates;
+mod explanation;
 mod identity;
 mod mesh;
 mod policy;
@@ -10,11 +13,15 @@ mod reachable;
 mod reason;
 mod service;
 mod status;
+mod transport;
 mod verdicted;
 mod workload;
 
 pub use address::{DownstreamAddr, OrigDst, UpstreamAddr, from_words, words};
+pub use audit::{Audit, Coverage, Interval, Peer, PlaintextFlow, Refused, Shares, Unobserved, Volume};
 pub use certificate::{CertificateRefusal, CertificateState, CertificateStatus, ChainLink};
+pub use certificates::{AuthorityStatus, CertificateSummary, Certificates};
+pub use explanation::{Explanation, Party, Path, Way};
 pub use identity::{DEFAULT_TRUST_DOMAIN, Identity, NotAnIdentity, is_trust_domain};
 pub use mesh::{Destination, Mesh, Node, SourceState, Target};
 pub use policy::{
@@ -28,5 +35,6 @@ pub use status::{
     AuthorizationStatus, HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status,
     WorkerStatus,
 };
+pub use transport::{Direction, PlaintextReason, Transport};
 pub use verdicted::{Outcome, Verdicted};
 pub use workload::{Exclusions, Mode, ObjectName, PodState, Workload};

@@ -118,6 +118,7 @@ reasons! {
     CaptureUnavailable "capture_unavailable" Agent "Connections that should have been captured passed or were refused because no worker answered." "Find out why the agent was down or stuck: see its log around the time.";
     CaptureUnaccounted "capture_unaccounted" Agent "The kernel handed over more connections than the agent dealt with." "Connections were lost when an agent died, or there is a bug: see the log, and report it.";
     CaptureBypassed "capture_bypassed" Agent "Connections could not be redirected and passed unseen." "A socket was bound to a device: see docs/DATAPATH.md; mode strict refuses them.";
+    CertificateOverdue "certificate_overdue" Agent "A certificate should have been renewed and was not; it is valid still." "mesh-agent policy certificates tells what the certificate authority answered; mend that before it expires.";
     WorkerStuck "worker_stuck" Agent "A worker does not beat." "The other workers take its new connections; restart the agent and report it with its log.";
     ConnectionsKept "connections_kept" Agent "Direct connections that a change of policy forbids cannot be ended." "The kernel lacks CONFIG_INET_DIAG_DESTROY: start the agent with --direct=off, or restart the pods after such a change.";
     TooManyWorkloads "too_many_workloads" Agent "The node has more enrolled pods than the agent has slots." "Disable the mesh for some pods.";

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, ObjectName, PodState, Problem, Reason, Verdicted};
+use super::{CertificateSummary, Mode, ObjectName, PodState, Problem, Reason, Shares, Verdicted};
 
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +66,13 @@ pub struct NodeStatus {
     pub snapshot: u64,
     /// `on` or `off`: `--direct`.
     pub direct: String,
+    /// What went encrypted, locally and in plaintext since the agent started, as far as it or the kernel carried it for the
+    /// mesh.
+    #[serde(default)]
+    pub shares: Shares,
+    /// The certificates of its workloads.
+    #[serde(default)]
+    pub certificates: CertificateSummary,
 }
 
 /// The kernel and the hooks in it.
@@ -150,8 +157,17 @@ pub struct PodStatus {
     pub enrolled: bool,
     /// Whether it is.
     pub state: PodState,
-    /// Its mode.
+    /// What becomes of plaintext to it while no agent answers.
     pub mode: Mode,
+    /// What becomes of plaintext to a port that is not in `ports`, while the agent answers.
+    #[serde(default)]
+    pub default_mode: Mode,
+    /// The same for single ports.
+    #[serde(default)]
+    pub ports: Vec<(u16, Mode)>,
+    /// What went encrypted, locally and in plaintext since the agent took it over.
+    #[serde(default)]
+    pub shares: Shares,
     /// Relayed connections it opened.
     pub outbound: RelayStatus,
     /// Relayed connections it got.

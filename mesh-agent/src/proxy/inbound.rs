@@ -52,5 +52,6 @@ async fn run(
     // To the app, over the pod's loopback; the app sees the client.
     record.upstream = Some(destination.0);
     let upstream = upstream::connect_to_app(worker, pod, destination, peer).await?;
+    worker.comes_unencrypted(pod, record, peer, destination);
     sockets.upstream.insert(upstream::Upstream::Plain(upstream)).relay(&sockets.downstream, record).await
 }

@@ -3,6 +3,7 @@
 
 mod accept;
 mod attempt;
+mod audited;
 pub mod direct;
 mod error;
 pub mod hbone;

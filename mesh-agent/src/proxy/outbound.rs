@@ -59,8 +59,8 @@ async fn run(
     // Policies may have changed since it was allowed, and they may change while it is open.
     if let Upstream::Plain(upstream) = &upstream {
         let endpoint = canonical(upstream.peer_addr().map_err(Error::Connect)?);
-        record.upstream = Some(endpoint);
         permit::follow(worker, pod, endpoint)?;
+        worker.goes_unencrypted(pod, record, endpoint);
     }
     sockets.upstream.insert(upstream).relay(&sockets.downstream, record).await
 }

@@ -128,6 +128,7 @@ impl Upstream {
                 record.own = Some(Arc::clone(&to.source));
                 record.peer = Some(Arc::clone(&to.expected));
                 record.trace = Some(*trace);
+                record.goes(crate::model::Transport::Mutual);
                 Box::pin(hbone::relay::run(downstream, stream, Direction::Outbound, record)).await
             }
         }

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{Arc, Weak},
     thread::JoinHandle,
@@ -35,8 +35,11 @@ use super::{
 };
 use crate::{
     model::{Mesh, OrigDst, Outcome, Reachable, Reason},
-    policy::{self, Decision, Flow},
-    telemetry::{Connection, Direction, WorkerCounters},
+    policy::{self, Decision, Flow, Verdict},
+    telemetry::{
+        Connection, Direction, WorkerCounters,
+        audit::{self, Feed, Shard},
+    },
 };
 
 /// Destinations whose last answer a worker remembers; beyond that it asks the kernel to remember them anew.
@@ -63,6 +66,8 @@ pub enum Command {
     Close(Arc<Pod>),
     /// A pod's namespace is gone: its connections end with this reason.
     Abort(Arc<Pod>, Reason),
+    /// The node's own addresses: what goes there does not leave the node.
+    NodeAddresses(Arc<[IpAddr]>),
     /// The agent stops: no more connections. Answered when the last one has ended.
     Drain(oneshot::Sender<()>),
     /// The agent has waited long enough: every connection ends.
@@ -73,6 +78,8 @@ pub enum Command {
 pub struct WorkerHandle {
     /// Its counters.
     pub counters: Arc<WorkerCounters>,
+    /// What it tells the audit; taken by whoever keeps that.
+    pub audit: Option<Feed>,
     commands: mpsc::UnboundedSender<Command>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
@@ -111,6 +118,8 @@ pub struct Worker {
     forbidden: RefCell<Vec<(Weak<Pod>, OrigDst, Instant)>>,
     /// Scratch space of the outbound spine.
     pub(super) backends: RefCell<Vec<Backend>>,
+    pub(super) audit: Rc<Shard>,
+    node_addresses: RefCell<Arc<[IpAddr]>>,
     mesh: RefCell<Arc<Mesh>>,
     random: Cell<u64>,
     pods: RefCell<HashMap<u32, Served>>,
@@ -155,6 +164,7 @@ pub fn spawn(
     let counters = Arc::new(WorkerCounters::new(cpu as u32));
     let (commands, receiver) = mpsc::unbounded_channel();
     let own = Arc::clone(&counters);
+    let (shard, feed) = audit::shard();
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         pin(cpu);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -171,6 +181,8 @@ pub fn spawn(
             answered: RefCell::default(),
             forbidden: RefCell::default(),
             backends: RefCell::default(),
+            audit: Rc::new(shard),
+            node_addresses: RefCell::new(Arc::from([])),
             mesh: RefCell::new(Arc::clone(&mesh.borrow())),
             random: Cell::new(u64::from(index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             pods: RefCell::default(),
@@ -178,7 +190,7 @@ pub fn spawn(
         LocalSet::new().block_on(&runtime, worker.run(receiver, mesh));
         Ok(())
     })?;
-    Ok(WorkerHandle { counters, commands, thread: Some(thread) })
+    Ok(WorkerHandle { counters, audit: Some(feed), commands, thread: Some(thread) })
 }
 
 /// Pins this thread to a CPU. Where that is not allowed the worker runs anywhere, only slower.
@@ -210,6 +222,7 @@ impl Worker {
                     }
                     Some(Command::Close(pod)) => self.close(&pod),
                     Some(Command::Abort(pod, reason)) => self.abort(pod.slot, reason),
+                    Some(Command::NodeAddresses(addresses)) => *self.node_addresses.borrow_mut() = addresses,
                     Some(Command::Drain(drained)) => {
                         beat.abort();
                         let _ = self.kernel.borrow_mut().beat(self.index, None);
@@ -232,6 +245,11 @@ impl Worker {
         Arc::clone(&self.mesh.borrow())
     }
 
+    /// The node's own addresses.
+    pub(super) fn node_addresses(&self) -> Arc<[IpAddr]> {
+        Arc::clone(&self.node_addresses.borrow())
+    }
+
     /// A random number, for balancing only (xorshift64*).
     pub(super) fn random(&self) -> u32 {
         let mut x = self.random.get();
@@ -249,6 +267,7 @@ impl Worker {
         let own = |served: &Served| Some(Rc::clone(&served.connections.get(&task::try_id()?)?.otherwise));
         let otherwise = self.pods.borrow().get(&pod.slot).and_then(own);
         Connection::open(counters, Arc::clone(&self.counters), pod.name.clone(), otherwise, direction, peer)
+            .audited(Rc::clone(&self.audit))
     }
 
     /// Counts a connection that others come through.
@@ -345,6 +364,9 @@ impl Worker {
     pub(super) fn note(&self, mesh: &Mesh, flow: &Flow, decision: &Decision<'_>, refused: Outcome) {
         for verdict in policy::worth_noting(mesh, flow, decision, refused) {
             self.counters.verdicts.note(verdict);
+        }
+        if let Verdict::Denied { reason, by } = decision.verdict {
+            self.was_refused(mesh, flow, reason, by);
         }
     }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::model::{Mesh, OrigDst, Reason, Service, ServicePort, Target, UpstreamAddr, Workload};
 
+pub mod transport;
+
 #[cfg(test)]
 mod tests;
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Verdicts;
-use crate::model::{Reason, RelayStatus};
+use crate::model::{Reason, RelayStatus, Shares, Transport, Volume};
 
 /// A counter with one writer: a plain load and store, no locked instruction.
 #[derive(Debug, Default)]
@@ -66,13 +66,38 @@ impl DirectionCounters {
     }
 }
 
+/// Connections of one pod and worker that went one way, in both directions.
+#[derive(Debug, Default)]
+pub struct TransportCounters {
+    /// Made.
+    pub connections: Count,
+    /// Bytes of them, both ways.
+    pub bytes: Count,
+}
+
+impl TransportCounters {
+    fn volume(&self) -> Volume {
+        Volume { connections: self.connections.value(), bytes: self.bytes.value() }
+    }
+}
+
 /// What one worker counts for one pod.
 #[derive(Debug, Default)]
 pub struct PodCounters {
+    /// By [`Transport::index`].
+    pub transports: [TransportCounters; Transport::KINDS],
     /// Connections that the pod opened.
     pub outbound: DirectionCounters,
     /// Connections that the pod got.
     pub inbound: DirectionCounters,
+}
+
+impl PodCounters {
+    /// Adds how much went which way.
+    pub fn add_shares_to(&self, sum: &mut Shares) {
+        let [local, mutual, plaintext] = self.transports.each_ref().map(TransportCounters::volume);
+        sum.add(&Shares { mutual, local, plaintext });
+    }
 }
 
 /// What one worker counts for itself.

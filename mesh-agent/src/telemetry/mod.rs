@@ -1,9 +1,11 @@
 //! One record per connection, and counters that nobody shares while connections are handled.
 
+pub mod audit;
 mod connection;
 mod counters;
 mod verdicts;
 
-pub use connection::{Connection, Direction, Wire};
-pub use counters::{Count, DirectionCounters, PodCounters, WorkerCounters};
+pub use crate::model::Direction;
+pub use connection::{Connection, Wire, unix_now};
+pub use counters::{Count, DirectionCounters, PodCounters, TransportCounters, WorkerCounters};
 pub use verdicts::Verdicts;

@@ -8,7 +8,7 @@ const FUNCTION_LINES: usize = 100;
 
 /// Modules of mesh-agent and what each may use. The proxy reaches the data path through traits of its own; the commands
 /// use discovery and net for the preflight.
-const EDGES: [(&str, &[&str]); 14] = [
+const EDGES: [(&str, &[&str]); 15] = [
     ("model", &[]),
     ("policy", &["model"]),
     ("route", &["model"]),
@@ -21,8 +21,9 @@ const EDGES: [(&str, &[&str]); 14] = [
     ("identity", &["model"]),
     ("ca", &["identity", "model"]),
     ("proxy", &["balance", "identity", "model", "net", "policy", "route", "sys", "telemetry"]),
+    ("explain", &["model", "policy", "proxy", "route"]),
     ("admin", &["model"]),
-    ("cli", &["admin", "app", "ca", "datapath", "discovery", "model", "net", "policy", "route"]),
+    ("cli", &["admin", "app", "ca", "datapath", "discovery", "explain", "model", "net", "policy", "route"]),
 ];
 
 /// Files of mesh-agent/src that may know every module.
@@ -42,7 +43,7 @@ const FENCES: [(&str, &[&str]); 9] = [
 ];
 
 /// Modules that decide without input or output, and what they must not mention.
-const PURE: [&str; 4] = ["model", "policy", "route", "balance"];
+const PURE: [&str; 5] = ["model", "policy", "route", "balance", "explain"];
 const IMPURE: [&str; 3] = ["tokio::", "Instant::now", "SystemTime::now"];
 
 /// Places where unsafe code is allowed.

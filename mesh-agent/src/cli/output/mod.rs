@@ -2,6 +2,7 @@
 
 pub(super) mod table;
 pub(super) mod text;
+pub(super) mod time;
 pub(super) mod units;
 pub(super) mod yaml;
 

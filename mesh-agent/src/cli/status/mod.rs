@@ -3,6 +3,8 @@
 mod pods;
 mod view;
 
+pub(super) use view::section;
+
 #[cfg(test)]
 mod tests;
 
@@ -150,7 +152,7 @@ fn encode(status: &Status, hidden_problems: usize, format: Format, paint: Paint)
 }
 
 /// The error and what to do about it.
-fn silence(error: &client::Error, run_dir: &Path) -> String {
+pub(super) fn silence(error: &client::Error, run_dir: &Path) -> String {
     let remedy = match error {
         client::Error::NoAgent { silence: client::Silence::Absent | client::Silence::Refused, .. } => format!(
             "  start it:       mesh-agent run --manifests DIR --run-dir {0}\n  \

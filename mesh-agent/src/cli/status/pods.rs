@@ -9,7 +9,7 @@ use crate::{
         text::{Paint, Tone, wrap},
         units,
     },
-    model::{Mode, PodState, PodStatus, RelayStatus},
+    model::{Mode, PodState, PodStatus, RelayStatus, Shares},
 };
 
 /// The table of pods. Direct and relayed connections are told apart in `wide`, and shown as one share otherwise.
@@ -69,7 +69,8 @@ fn all_columns(pods: &[PodStatus]) -> Table {
         .right(&["OUT OPEN", "OUT TOTAL", "OUT FAILED", "OUT UP", "OUT DOWN"])
         .right(&["IN OPEN", "IN TOTAL", "IN FAILED", "IN UP", "IN DOWN"])
         .right(&["DIRECT OPEN", "DIRECT TOTAL", "DIRECT BYTES"])
-        .right(&["CAPTURED", "PASSED", "BYPASSED", "REFUSED", "UNACCOUNTED"]);
+        .right(&["CAPTURED", "PASSED", "BYPASSED", "REFUSED", "UNACCOUNTED"])
+        .right(&["ENCRYPTED", "LOCAL", "PLAINTEXT"]);
     for pod in pods {
         let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
         let mut row = vec![pod.name.to_string().into(), addresses.join(",").into(), state(pod), mode(pod)];
@@ -89,6 +90,7 @@ fn all_columns(pods: &[PodStatus]) -> Table {
         row.extend([number(pod.direct_open), number(pod.direct_total), size(pod.direct_bytes)]);
         row.extend([number(pod.captured), number(pod.passed), trouble(pod.bypassed)]);
         row.extend([refused(pod), trouble(pod.unaccounted)]);
+        row.extend(shares(&pod.shares));
         table.row(row);
     }
     table
@@ -134,12 +136,36 @@ fn state(pod: &PodStatus) -> Cell {
     Cell::new(text, tone)
 }
 
+/// What becomes of plaintext, with the ports that differ: `permissive, strict 8080 8443`.
 fn mode(pod: &PodStatus) -> Cell {
-    match pod.mode {
-        Mode::Permissive => "permissive".into(),
-        Mode::Strict => "strict".into(),
-        Mode::Disabled => "disabled".into(),
+    let mut text = word(pod.default_mode).to_owned();
+    for other in [Mode::Permissive, Mode::Strict, Mode::Disabled].into_iter().filter(|mode| *mode != pod.default_mode) {
+        let ports = pod.ports.iter().filter(|(_, mode)| *mode == other).map(|(port, _)| format!(" {port}"));
+        let ports: String = ports.collect();
+        if !ports.is_empty() {
+            let _ = write!(text, ", {}{ports}", word(other));
+        }
     }
+    text.into()
+}
+
+fn word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Permissive => "permissive",
+        Mode::Strict => "strict",
+        Mode::Disabled => "disabled",
+    }
+}
+
+/// By bytes.
+fn shares(shares: &Shares) -> [Cell; 3] {
+    let total = shares.total().bytes;
+    let part = |bytes: u64, tone| match total {
+        0 => Cell::new("-", Tone::Dim),
+        total => Cell::new(units::percent(bytes as f64 / total as f64), if bytes == 0 { Tone::Dim } else { tone }),
+    };
+    let Shares { mutual, local, plaintext } = shares;
+    [part(mutual.bytes, Tone::Good), part(local.bytes, Tone::Plain), part(plaintext.bytes, Tone::Warn)]
 }
 
 fn passed(pod: &PodStatus) -> Cell {

@@ -7,8 +7,9 @@ use crate::{
     admin::server::{Server, Source},
     cli::{Cli, Command},
     model::{
-        HookStatus, KernelStatus, Location, Mode, NamespaceStatus, NodeStatus, ObjectName, PodState, PodStatus,
-        Problem, Reason, RelayStatus, Severity, WorkerStatus,
+        Audit, AuthorityStatus, CertificateSummary, Certificates, Explanation, HookStatus, KernelStatus, Location,
+        Mode, NamespaceStatus, NodeStatus, ObjectName, PodState, PodStatus, Problem, Reason, RelayStatus, Severity,
+        Shares, Volume, WorkerStatus,
     },
 };
 
@@ -17,6 +18,18 @@ struct Canned(Status);
 impl Source for Canned {
     async fn status(&self) -> Status {
         self.0.clone()
+    }
+
+    async fn audit(&self, _: u64) -> Audit {
+        unreachable!("nobody asks for it here")
+    }
+
+    async fn explain(&self, _: String, _: String, _: u16) -> Result<Explanation, String> {
+        unreachable!("nobody asks for it here")
+    }
+
+    fn certificates(&self) -> Certificates {
+        Certificates::default()
     }
 
     fn waiting_for(&self) -> Vec<String> {
@@ -48,6 +61,9 @@ fn pod(namespace: &str, name: &str, state: PodState, relayed: u64, direct: u64) 
         enrolled: state == PodState::Armed || state == PodState::Failed,
         state,
         mode: Mode::Permissive,
+        default_mode: Mode::Permissive,
+        ports: Vec::new(),
+        shares: Shares::default(),
         outbound: RelayStatus {
             open: relayed / 100,
             total: relayed,
@@ -84,6 +100,8 @@ fn healthy() -> Status {
             source_age_ms: 1240,
             snapshot: 42,
             direct: "on".to_owned(),
+            shares: Shares::default(),
+            certificates: CertificateSummary::default(),
         },
         kernel: KernelStatus {
             release: "6.12.43+deb12-amd64".to_owned(),
@@ -220,6 +238,32 @@ async fn wide_shows_hooks_reasons_both_directions_and_counters() {
 }
 
 #[tokio::test]
+async fn shares_modes_by_port_and_certificates_are_shown() {
+    let mut status = healthy();
+    let volume = |bytes| Volume { connections: 1, bytes };
+    let shares = Shares { mutual: volume(5_000), local: volume(4_990), plaintext: volume(10) };
+    status.node.shares = shares;
+    status.pods[1].shares = shares;
+    (status.pods[1].default_mode, status.pods[1].ports) =
+        (Mode::Strict, vec![(8080, Mode::Permissive), (9090, Mode::Disabled)]);
+    let authority = AuthorityStatus { description: "embedded".to_owned(), is_answering: false, last_error: None };
+    status.node.certificates =
+        CertificateSummary { authority: Some(authority), identities: 3, usable: 2, next_rotation_s: Some(7_300) };
+    let report = shown(status.clone(), &["-o", "wide"]).await.out;
+    for text in [
+        "  traffic  9.8 KiB: 50% encrypted, 50% local, <1% plaintext\n",
+        "  identity 2 of 3 with a certificate, next rotation in 2h 1m, authority embedded DOES NOT ANSWER\n",
+        "strict, permissive 8080, disabled 9090",
+        "50%    50%        <1%\n",
+    ] {
+        assert!(report.contains(text), "{text}\n{report}");
+    }
+    for line in shown(status, &[]).await.out.lines() {
+        assert!(line.chars().count() <= 120, "{line}");
+    }
+}
+
+#[tokio::test]
 async fn the_table_fits_120_columns() {
     let report = shown(unhealthy(), &[]).await;
     for line in report.out.lines() {
@@ -231,6 +275,8 @@ const HEALTHY: &str = r"mesh-agent 0.1.0  healthy
   node     worker-1, zone eu-1a
   agent    pid 4121, up 3d 4h, RSS 12.4 MiB, direct on
   source   manifests /etc/mesh-agent/manifests, read without error 1.2 s ago, snapshot 42
+  traffic  none carried yet
+  exempt   node addresses exempt (health checks): 192.0.2.10
   kernel   6.12.43+deb12-amd64, ABI 1, pins /sys/fs/bpf/mesh-agent
   hooks    6 of 6 armed: connect4 connect6 getpeername4 getpeername6 sock_ops sk_lookup
 
@@ -256,6 +302,8 @@ const UNHEALTHY: &str = r#"mesh-agent 0.1.0  UNHEALTHY
   node     worker-1, zone eu-1a
   agent    pid 4121, up 3d 4h, RSS 12.4 MiB, direct on
   source   manifests /etc/mesh-agent/manifests, read without error 1.2 s ago, snapshot 42
+  traffic  none carried yet
+  exempt   node addresses exempt (health checks): 192.0.2.10
   kernel   6.12.43+deb12-amd64, ABI 1, pins /sys/fs/bpf/mesh-agent
   hooks    5 of 6 armed, MISSING: sk_lookup
 

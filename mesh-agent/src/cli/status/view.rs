@@ -9,7 +9,7 @@ use crate::{
         text::{Paint, Tone, printable, wrap},
         units,
     },
-    model::{Problem, Reason, Severity, Status, WorkerStatus},
+    model::{CertificateSummary, Problem, Reason, Severity, Shares, Status, Volume, WorkerStatus},
 };
 
 /// Columns of a terminal that prose is broken for.
@@ -57,7 +57,7 @@ pub(super) fn render(status: &Status, hidden_problems: usize, wide: bool, paint:
 }
 
 /// Begins a section.
-pub(super) fn section(out: &mut String, title: &str, note: &str, paint: Paint) {
+pub(in crate::cli) fn section(out: &mut String, title: &str, note: &str, paint: Paint) {
     let line = format!("\n{}  {}", paint.tone(title, Tone::Bold), paint.tone(note, Tone::Dim));
     out.push_str(if note.is_empty() { line.trim_end() } else { &line });
     out.push('\n');
@@ -95,6 +95,12 @@ fn header(out: &mut String, status: &Status, paint: Paint) {
             node.snapshot
         ),
     );
+    traffic(out, &node.shares, paint);
+    identities(out, &node.certificates, paint);
+    if !node.addresses.is_empty() {
+        let addresses: Vec<_> = node.addresses.iter().map(ToString::to_string).collect();
+        line(out, "exempt", &format!("node addresses exempt (health checks): {}", addresses.join(" ")));
+    }
     let kernel = &status.kernel;
     line(out, "kernel", &format!("{}, ABI {}, pins {}", kernel.release, kernel.abi, kernel.pins));
     let missing: Vec<_> = kernel.hooks.iter().filter(|hook| !hook.armed).map(|hook| hook.program.as_str()).collect();
@@ -109,6 +115,39 @@ fn header(out: &mut String, status: &Status, paint: Paint) {
     };
     let _ =
         writeln!(out, "  hooks    {}", paint.tone(&format!("{armed} of {} armed{names}", kernel.hooks.len()), tone));
+}
+
+/// What went which way, by bytes.
+fn traffic(out: &mut String, shares: &Shares, paint: Paint) {
+    let total = shares.total();
+    if total.bytes == 0 {
+        return line(out, "traffic", "none carried yet");
+    }
+    let part = |volume: Volume| units::percent(volume.bytes as f64 / total.bytes as f64);
+    let (mutual, local, plaintext) = (part(shares.mutual), part(shares.local), part(shares.plaintext));
+    let tone = if shares.plaintext.bytes > 0 { Tone::Warn } else { Tone::Plain };
+    let plaintext = paint.tone(&format!("{plaintext} plaintext"), tone);
+    let bytes = units::bytes(total.bytes);
+    let _ = writeln!(out, "  traffic  {bytes}: {mutual} encrypted, {local} local, {plaintext}");
+}
+
+/// Who can prove who it is. Nothing where nobody was told to vouch for anybody.
+fn identities(out: &mut String, certificates: &CertificateSummary, paint: Paint) {
+    if certificates.authority.is_none() && certificates.identities == 0 {
+        return;
+    }
+    let CertificateSummary { authority, identities, usable, next_rotation_s } = certificates;
+    let tone = if usable < identities { Tone::Bad } else { Tone::Plain };
+    let count = paint.tone(&format!("{usable} of {identities} with a certificate"), tone);
+    let next = next_rotation_s.map(|seconds| format!(", next rotation in {}", units::seconds(seconds)));
+    let (authority, tone) = match authority {
+        None => ("no certificate authority".to_owned(), Tone::Bad),
+        Some(authority) if authority.is_answering => {
+            (format!("authority {} answers", authority.description), Tone::Plain)
+        }
+        Some(authority) => (format!("authority {} DOES NOT ANSWER", authority.description), Tone::Bad),
+    };
+    let _ = writeln!(out, "  identity {count}{}, {}", next.unwrap_or_default(), paint.tone(&authority, tone));
 }
 
 fn line(out: &mut String, name: &str, value: &str) {

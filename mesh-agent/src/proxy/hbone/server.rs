@@ -14,7 +14,7 @@ use rustls::ServerConfig;
 
 use super::{Stream, headers, relay};
 use crate::{
-    model::{Identity, OrigDst, Reason, Workload},
+    model::{Identity, OrigDst, Reason, Transport, Workload},
     proxy::{
         Accepted, Error, Pod, Worker, permit,
         tls::{self, Session, TlsStream},
@@ -142,6 +142,7 @@ async fn serve_tunnel(
         return record.finish(Reason::DownstreamReset);
     };
     let mut stream = Stream { send, receive, _open: None };
+    record.goes(Transport::Mutual);
     let result = relay::run(&app.downstream, &mut stream, Direction::Inbound, &mut record).await;
     if result.is_err() {
         stream.reset();

@@ -1,0 +1,83 @@
+//! The admin server's way to the control loop.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{SetLogFilter, ShowCertificates};
+use crate::{
+    admin::server::Source,
+    explain::Query,
+    model::{Audit, Certificates, Explanation, Status},
+    telemetry::unix_now,
+};
+
+/// What the control loop is asked.
+pub(super) enum Question {
+    /// How everything stands.
+    Status(oneshot::Sender<Status>),
+    /// What crossed the node's edge within so many seconds.
+    Audit(u64, oneshot::Sender<Audit>),
+    /// What would become of a connection.
+    Explain(Query, oneshot::Sender<Result<Explanation, String>>),
+}
+
+/// The admin server's way to the control loop.
+pub(super) struct Answers {
+    ask: mpsc::Sender<Question>,
+    set_log_filter: SetLogFilter,
+    show_certificates: ShowCertificates,
+    ready: AtomicBool,
+}
+
+impl Answers {
+    pub(super) fn new(
+        ask: mpsc::Sender<Question>,
+        set_log_filter: SetLogFilter,
+        show_certificates: ShowCertificates,
+    ) -> Self {
+        Self { ask, set_log_filter, show_certificates, ready: AtomicBool::new(false) }
+    }
+
+    pub(super) fn ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> T {
+        let (answer, wait) = oneshot::channel();
+        let _ = self.ask.send(question(answer)).await;
+        match wait.await {
+            Ok(answer) => answer,
+            // The control loop has ended; so will this task, at once.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Source for Answers {
+    async fn status(&self) -> Status {
+        self.ask(Question::Status).await
+    }
+
+    async fn audit(&self, period: u64) -> Audit {
+        self.ask(|answer| Question::Audit(period, answer)).await
+    }
+
+    async fn explain(&self, source: String, destination: String, port: u16) -> Result<Explanation, String> {
+        self.ask(|answer| Question::Explain(Query { source, destination, port }, answer)).await
+    }
+
+    fn certificates(&self) -> Certificates {
+        let mut certificates = (self.show_certificates)();
+        certificates.now = unix_now();
+        certificates
+    }
+
+    fn waiting_for(&self) -> Vec<String> {
+        if self.ready.load(Ordering::Acquire) { Vec::new() } else { vec!["the first snapshot".to_owned()] }
+    }
+
+    fn set_log_filter(&self, filter: &str) -> Result<(), String> {
+        (self.set_log_filter)(filter)
+    }
+}
