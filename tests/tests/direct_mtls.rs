@@ -249,18 +249,18 @@ fn certificates_may_change_under_load() {
             })
             .collect();
         for round in 0.. {
-            if load.iter().all(|thread| thread.is_finished()) {
+            if load.iter().all(std::thread::ScopedJoinHandle::is_finished) {
                 break;
             }
             let ended = twin.client.pod.counters[0].outbound.closed.value();
             if round % 2 == 0 {
-                twin.server_store.rotate()
+                twin.server_store.rotate();
             } else {
-                twin.client_store.rotate()
+                twin.client_store.rotate();
             }
             eventually("some more go by", || {
                 let now = twin.client.pod.counters[0].outbound.closed.value();
-                (now >= ended + 5 || load.iter().all(|thread| thread.is_finished())).then_some(())
+                (now >= ended + 5 || load.iter().all(std::thread::ScopedJoinHandle::is_finished)).then_some(())
             });
         }
         for thread in load {
