@@ -71,11 +71,11 @@ impl Shop {
     }
 }
 
+/// The pod with the label `app` and another service account than that of its own name.
 fn with_account(pod: &Pod, account: &str) -> String {
-    let spec = format!("spec:\n  serviceAccountName: {account}\nstatus:");
-    pod.manifest(&[])
-        .replace("  annotations:", &format!("  labels:\n    app: {}\n  annotations:", pod.name))
-        .replace("status:", &spec)
+    let labels = format!("  labels:\n    app: {}\n  annotations:", pod.name);
+    let (own, other) = (format!("serviceAccountName: {}\n", pod.name), format!("serviceAccountName: {account}\n"));
+    pod.manifest(&[]).replace("  annotations:", &labels).replace(&own, &other)
 }
 
 /// An AuthorizationPolicy of the shop for the server; `spec` in flow style.
@@ -326,11 +326,7 @@ fn a_pod_that_left_the_mesh_is_nobody_and_what_it_opened_before_is_still_its_own
     round_trip(&shop.pair.client, shop.server()).unwrap();
     let stream = open(&shop.pair.client, shop.server());
     let leave = || {
-        let client = shop
-            .pair
-            .client
-            .manifest(&[("mesh", "disabled")])
-            .replace("status:", "spec: {serviceAccountName: client}\nstatus:");
+        let client = shop.pair.client.manifest(&[("mesh", "disabled")]);
         let others = [&shop.pair.server, &shop.intruder].map(|pod| with_account(pod, &pod.name)).concat();
         shop.pair
             .node
