@@ -11,6 +11,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr},
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
+    thread::ScopedJoinHandle,
     time::Duration,
 };
 
@@ -142,6 +143,7 @@ fn connections_share_tunnels_and_do_not_stop_one_another() {
         stream.write_all(all.len().to_string().as_bytes())
     });
     let stalled = twin.client.connect(stuck.address);
+    stuck.seen();
     stalled.set_nonblocking(true).unwrap();
     let mut sent = 0_u64;
     let block = vec![7; 64 * 1024];
@@ -164,7 +166,7 @@ fn connections_share_tunnels_and_do_not_stop_one_another() {
     stalled.shutdown(Shutdown::Write).unwrap();
     let mut said = String::new();
     (&stalled).read_to_string(&mut said).unwrap();
-    assert_eq!(said, sent.to_string());
+    assert!(said == sent.to_string(), "{} bytes came back", said.len());
 }
 
 #[test]
@@ -249,7 +251,7 @@ fn certificates_may_change_under_load() {
             })
             .collect();
         for round in 0.. {
-            if load.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            if load.iter().all(ScopedJoinHandle::is_finished) {
                 break;
             }
             let ended = twin.client.pod.counters[0].outbound.closed.value();
@@ -260,7 +262,7 @@ fn certificates_may_change_under_load() {
             }
             eventually("some more go by", || {
                 let now = twin.client.pod.counters[0].outbound.closed.value();
-                (now >= ended + 5 || load.iter().all(std::thread::ScopedJoinHandle::is_finished)).then_some(())
+                (now >= ended + 5 || load.iter().all(ScopedJoinHandle::is_finished)).then_some(())
             });
         }
         for thread in load {

@@ -169,7 +169,7 @@ async fn shake_hands(worker: &Worker, pod: &Pod, key: &Key, config: &Arc<ClientC
                 reason = Reason::PeerUnexpected.code(), "another workload answers");
             Err(Error::Tunnel(Reason::PeerUnexpected))
         }
-        None => Err(Error::Tunnel(Reason::PeerNotTrusted)),
+        None => Err(Error::Tunnel(Reason::PeerUnidentified)),
     }
 }
 

@@ -69,7 +69,7 @@ async fn shake_hands(
         stream = tls::handshake(accepted.socket, session, worker.config.handshake_timeout) => stream?,
         () = open.pushed_out() => return Err(Error::Tunnel(Reason::HandshakeLimit)),
     };
-    let identity = worker.certificates.peer(stream.peer()).ok_or(Error::Tunnel(Reason::PeerNotTrusted))?;
+    let identity = worker.certificates.peer(stream.peer()).ok_or(Error::Tunnel(Reason::PeerUnidentified))?;
     Ok((stream, Caller { identity: Arc::new(identity), address: accepted.peer, local, config }))
 }
 

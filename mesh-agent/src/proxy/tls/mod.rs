@@ -27,7 +27,8 @@ pub(super) async fn handshake(socket: TcpStream, session: Session, timeout: Dura
     }
 }
 
-/// What an error of a TLS stream means; `None` if it is none of TLS.
+/// What an error of a TLS stream means; `None` if it is none of TLS. In TLS 1.3 a client learns only after the handshake that
+/// its certificate was refused.
 pub(super) fn reason(error: &io::Error) -> Option<Reason> {
     error.get_ref()?.downcast_ref().map(identity::handshake_reason)
 }
