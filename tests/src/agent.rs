@@ -99,6 +99,9 @@ impl Agent {
         let mut command = Command::new(binary());
         command.arg("run").arg("--manifests").arg(node.manifests());
         command.arg("--run-dir").arg(folder.join("run")).arg("--bpffs").arg(folder.join("bpf"));
+        if !arguments.iter().any(|argument| argument.starts_with("--ca-")) {
+            command.arg("--ca-root").arg(&node.ca_root);
+        }
         command.args(["--node-name", &node.name, "--log", "mesh_agent=debug,access=debug,info"]).args(arguments);
         command
     }

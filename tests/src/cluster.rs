@@ -7,7 +7,7 @@ use crate::{Agent, Capture, Node, Pod, manifest};
 /// The link's interface, at both of its ends.
 const LINK: &str = "up0";
 
-/// Two joined nodes. Each has a folder of manifests of its own; what is written here goes to both.
+/// Two joined nodes with one authority. Each has a folder of manifests of its own; what is written here goes to both.
 #[derive(Debug)]
 pub struct Cluster {
     /// `node-1`.
@@ -25,7 +25,8 @@ impl Default for Cluster {
 impl Cluster {
     /// Two nodes without pods.
     pub fn new() -> Self {
-        let (one, two) = (Node::new(), Node::numbered(2));
+        let (one, mut two) = (Node::new(), Node::numbered(2));
+        two.ca_root.clone_from(&one.ca_root);
         // With the same index at both ends Linux takes them for one link, and tells of its carrier a second late.
         one.namespace.batch(&format!(
             "link add {LINK} index 1001 type veth peer name {LINK} index 1002 netns {}\n",
@@ -101,10 +102,15 @@ impl Cross {
 
     /// With further annotations on the namespace, and arguments for both agents.
     pub fn with(annotations: manifest::Annotations<'_>, arguments: &[&str]) -> Self {
-        let cluster = Cluster::new();
+        Self::start(Cluster::new(), annotations, [arguments; 2])
+    }
+
+    /// As [`Cross::with`], with arguments for each agent, on nodes that are there.
+    pub fn start(cluster: Cluster, annotations: manifest::Annotations<'_>, arguments: [&[&str]; 2]) -> Self {
         let (client, server) = (cluster.one.pod("client"), cluster.two.pod("server"));
         cluster.enrol_with(annotations, &[&client, &server]);
-        let (near, far) = (cluster.one.start_with(arguments), cluster.two.start_with(arguments));
+        let [near, far] = arguments;
+        let (near, far) = (cluster.one.start_with(near), cluster.two.start_with(far));
         Self { near, far, client, server, cluster }
     }
 

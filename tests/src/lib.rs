@@ -12,8 +12,10 @@
 pub mod agent;
 pub mod app;
 pub mod capture;
+pub mod ca;
 pub mod cluster;
 pub mod manifest;
+pub mod intruder;
 pub mod mesh;
 pub mod node;
 pub mod packet;

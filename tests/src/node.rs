@@ -164,6 +164,8 @@ pub struct Node {
     pub namespace: Namespace,
     /// Scratch space: manifests, run folder, bpffs.
     pub folder: tempfile::TempDir,
+    /// Folder of the authority within its agent, shared by those that are to trust one another.
+    pub ca_root: PathBuf,
     /// Third number of its pods' addresses.
     subnet: u8,
     next: AtomicU8,
@@ -188,7 +190,8 @@ impl Node {
         let subnet = number - 1;
         let folder = tempfile::Builder::new().prefix("mesh-test-").tempdir().expect("a scratch folder");
         std::fs::create_dir(folder.path().join("manifests")).expect("an empty folder");
-        let node = Self { name: format!("node-{number}"), namespace, folder, subnet, next: AtomicU8::new(2) };
+        let (name, ca_root) = (format!("node-{number}"), folder.path().join("ca"));
+        let node = Self { name, namespace, folder, ca_root, subnet, next: AtomicU8::new(2) };
         let (v4, v6) = (node.v4(), node.v6());
         node.namespace.batch(&format!(
             "link add br0 type bridge\n\

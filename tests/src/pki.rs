@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -10,13 +12,13 @@ use mesh_agent::{
     proxy::Certificates,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    date_time_ymd,
 };
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use x509_parser::{
@@ -42,7 +44,10 @@ impl Certificates for Nobody {
 }
 
 /// Somebody who vouches for identities.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+}
 
 /// A certificate and its key.
 pub type Own = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -52,26 +57,44 @@ impl Default for Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        let key = KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap().der().clone();
+        Self { issuer: Issuer::new(params, key), root }
     }
 }
 
 impl Authority {
+    /// The authority whose root is in this folder, as agents have it that are given the folder.
+    pub fn open(folder: &Path) -> Self {
+        let read = |name| std::fs::read_to_string(folder.join(name)).unwrap();
+        let key = KeyPair::from_pem(&read("root-key.pem")).unwrap();
+        let pem = read("root-cert.pem");
+        let root = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        Self { issuer: Issuer::from_ca_cert_pem(&pem, key).unwrap(), root }
+    }
+
     /// A certificate for an identity.
     pub fn issue(&self, identity: &Identity) -> Own {
+        self.issue_named(&identity.to_string(), 1975..4096)
+    }
+
+    /// A certificate with this URI as its name, valid from the beginning of a year to that of another.
+    pub fn issue_named(&self, uri: &str, years: Range<i32>) -> Own {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
+        params.not_before = date_time_ymd(years.start, 1, 1);
+        params.not_after = date_time_ymd(years.end, 1, 1);
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
 
     /// Verifies what this authority has issued.
     pub fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone()).unwrap();
+        roots.add(self.root.clone()).unwrap();
         WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap()
     }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
+use tokio::sync::watch;
 
 use crate::{
     identity::Identities,
@@ -21,6 +22,10 @@ impl Certificates for Kept {
 
     fn server(&self, own: &Identity) -> Result<Arc<ServerConfig>, Reason> {
         self.0.server(own)
+    }
+
+    fn awaited(&self, own: &Identity) -> Option<watch::Receiver<u64>> {
+        self.0.awaited(own)
     }
 
     fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<Identity> {

@@ -12,7 +12,7 @@ use crate::{
 /// Shows the certificates that `identities` keeps, and who is asked for them.
 pub(super) fn show(identities: Arc<Identities>, choice: &Choice) -> ShowCertificates {
     let description = match choice {
-        Choice::Embedded(root) => format!("embedded, root in {}", root.display()),
+        Choice::Embedded { folder, .. } => format!("embedded, root in {}", folder.display()),
         Choice::Istio(config) => config.address.clone(),
         Choice::Spire(socket) => format!("SPIFFE Workload API at {socket}"),
     };

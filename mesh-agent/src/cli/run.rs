@@ -186,8 +186,10 @@ mod tests {
         use crate::ca::{Choice, IstioConfig};
 
         let choice = |extra: &[&str]| parse(extra).map(|options| options.authority);
-        assert_eq!(choice(&[]).unwrap(), Choice::Embedded("/run/mesh-agent/ca".into()));
-        assert_eq!(choice(&["--ca-root", "/r"]).unwrap(), Choice::Embedded("/r".into()));
+        let embedded =
+            |folder: &str, seconds| Choice::Embedded { folder: folder.into(), lifetime: Duration::from_secs(seconds) };
+        assert_eq!(choice(&[]).unwrap(), embedded("/run/mesh-agent/ca", 24 * 60 * 60));
+        assert_eq!(choice(&["--ca-root", "/r", "--certificate-lifetime", "10s"]).unwrap(), embedded("/r", 10));
         let istio =
             IstioConfig { address: "ca:15012".into(), name: None, bundle: "/b".into(), token: Some("/t".into()) };
         let flags = ["--ca-address", "ca:15012", "--ca-bundle", "/b", "--ca-token", "/t"];
@@ -209,6 +211,7 @@ mod tests {
             ("--drain-deadline", "30"),
             ("--direct", "maybe"),
             ("--trust-domain", "A.b"),
+            ("--certificate-lifetime", "9999ms"),
             ("--node-address", "10.0.0"),
         ] {
             let error = parse(&[flag, value]).err().unwrap().to_string();

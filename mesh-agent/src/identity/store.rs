@@ -135,6 +135,15 @@ impl Identities {
         self.changes.subscribe()
     }
 
+    /// As [`Identities::changes`], while the first certificate for `own` is on its way: it has been asked for and was not
+    /// refused yet. Whoever meets [`Reason::CertificateMissing`] then need not wait long.
+    pub fn awaited(&self, own: &Identity) -> Option<watch::Receiver<u64>> {
+        // Subscribed before it is looked: what comes in between is a change.
+        let changes = self.changes();
+        let is_coming = self.read().slots.get(own).is_some_and(|slot| slot.held.is_none() && slot.failures == 0);
+        is_coming.then_some(changes)
+    }
+
     /// All certificates, by identity.
     pub fn certificates(&self) -> Vec<CertificateStatus> {
         let now = self.now();

@@ -87,7 +87,8 @@ impl Pool {
     }
 
     async fn tunnels(&self, worker: &Rc<Worker>, pod: &Arc<Pod>, key: &Key) -> Result<Tunnels, Error> {
-        let config = worker.certificates.client(&key.source).map_err(Error::Tunnel)?;
+        let ask = || worker.certificates.client(&key.source).map_err(Error::Tunnel);
+        let config = worker.certified(&key.source, ask, worker.config.connect_timeout).await?;
         let peer = Rc::clone(self.0.borrow_mut().entry(key.clone()).or_default());
         if let Some(tunnels) = peer.usable(&config) {
             return Ok(tunnels);

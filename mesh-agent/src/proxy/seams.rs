@@ -4,7 +4,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 
 use super::direct::Cacheable;
 use crate::model::{Identity, OrigDst, Reachable, Reason};
@@ -64,6 +64,12 @@ pub trait Certificates: Send + Sync {
     /// # Errors
     /// There is no valid certificate for `own`: why.
     fn server(&self, own: &Identity) -> Result<Arc<ServerConfig>, Reason>;
+
+    /// For [`Reason::CertificateMissing`]: changes when it may have come, while the first one for `own` is on its way.
+    /// `None`: there is one, or it was refused, or nobody has asked for it.
+    fn awaited(&self, _own: &Identity) -> Option<watch::Receiver<u64>> {
+        None
+    }
 
     /// Whose certificate chain (leaf first) this is. `None` if its leaf is not an SVID of a service account.
     fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<Identity>;

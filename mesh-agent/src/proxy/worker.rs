@@ -34,7 +34,7 @@ use super::{
     upstream::Sockets,
 };
 use crate::{
-    model::{Mesh, OrigDst, Outcome, Reachable, Reason},
+    model::{Identity, Mesh, OrigDst, Outcome, Reachable, Reason},
     policy::{self, Decision, Flow, Verdict},
     telemetry::{
         Connection, Direction, WorkerCounters,
@@ -284,6 +284,26 @@ impl Worker {
             counters.inbound.tunneled.add(1);
         }
         record
+    }
+
+    /// What is asked about the certificate of `own`. A pod may be called, or call, before its first one is there: then it
+    /// is waited for.
+    pub(super) async fn certified<T>(
+        &self,
+        own: &Identity,
+        ask: impl Fn() -> Result<T, Error>,
+        patience: Duration,
+    ) -> Result<T, Error> {
+        let wait = async {
+            loop {
+                let answer = ask();
+                let Err(Error::Tunnel(Reason::CertificateMissing)) = answer else { return answer };
+                // If it came just now, it is there.
+                let Some(mut changes) = self.certificates.awaited(own) else { return ask() };
+                let _ = changes.changed().await;
+            }
+        };
+        tokio::time::timeout(patience, wait).await.unwrap_or(Err(Error::Tunnel(Reason::CertificateMissing)))
     }
 
     /// How the pod is to be called.

@@ -88,6 +88,8 @@ impl Agent {
         args.push(manifests.folder().as_os_str().to_owned());
         args.extend(["--direct".into(), if direct { "on" } else { "off" }.into()]);
         args.extend(["--run-dir".into(), run_dir.clone().into(), "--bpffs".into(), bpffs.clone().into()]);
+        // One authority for the agents of all nodes.
+        args.extend(["--ca-root".into(), workspace.path().join("ca").into()]);
         if launch.pin.is_some() {
             args.extend(["--workers".into(), "1".into()]);
         }

@@ -8,7 +8,7 @@ use h2::{
     ext::Protocol,
     server::{Builder, SendResponse},
 };
-use http::{Method, Request, Response, StatusCode, request::Parts};
+use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
 use mesh_common::{INBOUND_PORT, OUTBOUND_PORT};
 use rustls::ServerConfig;
 
@@ -62,11 +62,17 @@ async fn shake_hands(
     accepted: Accepted,
     local: SocketAddr,
 ) -> Result<(TlsStream, Caller), Error> {
-    let config = worker.server_config(pod)?;
-    let session = Session::server(Arc::clone(&config)).map_err(|_| Error::Tunnel(Reason::TlsHandshake))?;
+    let timeout = worker.config.handshake_timeout;
+    let handshake = async {
+        let own = worker.mesh().workloads.get(&pod.name).map(|workload| Arc::clone(&workload.identity));
+        let own = own.ok_or(Error::Tunnel(Reason::CertificateMissing))?;
+        let config = worker.certified(&own, || worker.server_config(pod), timeout).await?;
+        let session = Session::server(Arc::clone(&config)).map_err(|_| Error::Tunnel(Reason::TlsHandshake))?;
+        Ok((tls::handshake(accepted.socket, session, timeout).await?, config))
+    };
     let mut open = worker.handshakes.begin();
-    let stream = tokio::select! {
-        stream = tls::handshake(accepted.socket, session, worker.config.handshake_timeout) => stream?,
+    let (stream, config) = tokio::select! {
+        done = handshake => done?,
         () = open.pushed_out() => return Err(Error::Tunnel(Reason::HandshakeLimit)),
     };
     let identity = worker.certificates.peer(stream.peer()).ok_or(Error::Tunnel(Reason::PeerUnidentified))?;
@@ -79,7 +85,7 @@ async fn run(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TlsStream, caller: Rc<
         .initial_window_size(super::STREAM_WINDOW)
         .initial_connection_window_size(super::CONNECTION_WINDOW)
         .max_frame_size(super::FRAME)
-        .max_header_list_size(super::HEADERS)
+        .max_header_list_size(super::HEADERS * 4)
         .max_send_buffer_size(super::SEND_BUFFER)
         .data_frame_budget(super::SMALL_FRAMES)
         .max_concurrent_streams(MOST_STREAMS)
@@ -163,6 +169,10 @@ async fn accept(
     record.peer_pod = header(headers::BAGGAGE).and_then(headers::pod_in_baggage);
     let mesh = worker.mesh();
     let workload = mesh.workloads.get(&pod.name);
+    // Beyond four times as much the library refuses by itself, and nobody would be told.
+    if size(&request.headers) > super::HEADERS as usize {
+        return Err(Error::Tunnel(Reason::HboneBadRequest));
+    }
     let destination = destination(request, workload.map(Arc::as_ref), caller.local)?;
     record.original = Some(destination);
     if let Some(workload) = workload {
@@ -174,6 +184,11 @@ async fn accept(
     let client = client(caller.address, header(headers::FORWARDED));
     record.upstream = Some(destination);
     upstream::connect_to_app(worker, pod, OrigDst(destination), client).await
+}
+
+/// As HTTP/2 counts them (RFC 9113, 6.5.2).
+fn size(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
 }
 
 /// What a request asks for: a port of this very pod, and none of the agent's.
