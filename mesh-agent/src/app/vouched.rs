@@ -18,7 +18,7 @@ pub(super) fn show(identities: Arc<Identities>, choice: &Choice) -> ShowCertific
     };
     Arc::new(move || {
         let certificates = identities.certificates();
-        let refusal = certificates.iter().filter_map(|certificate| certificate.refusal.as_ref()).next();
+        let refusal = certificates.iter().find_map(|certificate| certificate.refusal.as_ref());
         let last_error = refusal.map(|refusal| format!("{}: {}", refusal.reason, refusal.message));
         let description = description.clone();
         let authority = Some(AuthorityStatus { description, is_answering: last_error.is_none(), last_error });

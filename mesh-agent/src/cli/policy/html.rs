@@ -44,7 +44,7 @@ pub(super) fn escape(text: &str) -> String {
             '\'' => out.push_str("&#39;"),
             // What turns the direction of text could make a row say something else.
             c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
-                out.push('\u{fffd}')
+                out.push('\u{fffd}');
             }
             c => out.push(c),
         }
@@ -118,7 +118,7 @@ fn shares(out: &mut String, audit: &Audit) {
             if volume.bytes > 0 {
                 let class = class(name);
                 let _ =
-                    write!(out, "<rect class=\"{class}\" x=\"{x:.2}\" y=\"0\" width=\"{width:.2}\" height=\"40\"/>\n");
+                    writeln!(out, "<rect class=\"{class}\" x=\"{x:.2}\" y=\"0\" width=\"{width:.2}\" height=\"40\"/>");
             }
             x += width;
         }
