@@ -179,8 +179,8 @@ fn who_is_refused_is_remembered_with_both_ends() {
     assert_eq!(refused.destination, Peer::Pod(shop("server")));
     let identities =
         [&refused.source_identity, &refused.destination_identity].map(|id| id.as_ref().unwrap().to_string());
-    let account = |namespace: &str| format!("spiffe://cluster.local/ns/{namespace}/sa/default");
-    assert_eq!(identities, [account("legacy"), account(NAMESPACE)]);
+    let account = |namespace: &str, name: &str| format!("spiffe://cluster.local/ns/{namespace}/sa/{name}");
+    assert_eq!(identities, [account("legacy", "far"), account(NAMESPACE, "server")]);
     assert_eq!(report.flows, [], "nothing of it went anywhere");
 }
 

@@ -179,7 +179,7 @@ impl Call<'_> {
             mode: target.filter(|_| is_meshed).map(|pod| pod.policy.mode_of(at.port())),
             allowed: verdict.decision.refused.is_none(),
             reason: verdict.decision.refused.unwrap_or(Reason::Ok),
-            decided_by: verdict.decision.by_object,
+            decided_by: verdict.decision.by,
             dry_run: verdict.decision.dry_run,
             way: verdict.way,
             way_why: verdict.why.to_owned(),
@@ -270,7 +270,7 @@ impl Call<'_> {
         let flow = Flow { client, target: target.name.clone(), destination: at };
         let decision = policy::review(&seen.mesh, &flow);
         let named = |by: Option<&ObjectName>| by.map(|object| format!("AuthorizationPolicy {object}"));
-        let (refused, decided_by) = match decision.verdict {
+        let (refused, by) = match decision.verdict {
             policy::Verdict::Allowed { by } => (None, named(by)),
             policy::Verdict::Denied { reason, by } => (Some(reason), named(by)),
         };
@@ -282,7 +282,7 @@ impl Call<'_> {
             let by = named(by).map(|object| format!(" by {object}")).unwrap_or_default();
             format!("{} would be {verdict}{by}, were dry runs in force", target.name)
         });
-        Decided { refused, by_object: decided_by, dry_run }
+        Decided { refused, by, dry_run }
     }
 
     fn notes(&self) -> Vec<String> {
@@ -301,7 +301,7 @@ impl Call<'_> {
 #[derive(Debug, Default)]
 struct Decided {
     refused: Option<Reason>,
-    by_object: Option<String>,
+    by: Option<String>,
     /// What it would say if dry runs were in force, where that is something else.
     dry_run: Option<String>,
 }

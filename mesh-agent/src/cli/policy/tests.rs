@@ -415,7 +415,7 @@ spiffe://cluster.local/ns/shop/sa/cart  valid    01:23:45:67:89:ab  2026-11-22 1
 spiffe://cluster.local/ns/shop/sa/web   MISSING  -                  -                    -                    due
 
 spiffe://cluster.local/ns/shop/sa/web
-  last request failed (4 in a row): ca_unavailable: connection refused
+  last request failed (4 in a row): ca_unreachable: connection refused
 ";
 const ALLOWED: &str = r"ALLOWED
   from  Pod shop/cart (10.0.0.1), in the mesh, on one
