@@ -22,7 +22,7 @@ use mesh_agent::{
 use mesh_tests::{
     App, Cross, Pod,
     agent::kernel_tier,
-    eventually, intruder, manifest,
+    intruder,
     pki::{Authority, Own},
     require,
     socket::{connect, round_trip},
@@ -215,10 +215,10 @@ fn ten_thousand_half_open_handshakes_disturb_nobody() {
     let late = cross.cluster.one.pod("late");
     cross.after(|| cross.cluster.enrol_with(&[("mode", "strict")], &[&cross.client, &cross.server, &late]));
     cross.near.await_state("late", PodState::Armed);
-    let to = cross.server.at(8080);
+    let (to, tunnels) = (cross.server.at(8080), besieged.tunnels());
     round_trip(&cross.client, to).unwrap();
     std::thread::scope(|scope| {
-        let flood = scope.spawn(|| outsider.run(|| intruder::half_open(besieged.tunnels(), HALF_OPEN)).unwrap());
+        let flood = scope.spawn(|| outsider.run(|| intruder::half_open(tunnels, HALF_OPEN)).unwrap());
         let (mut slowest, mut count) = (Duration::ZERO, 0);
         let mut try_once = |pod: &Pod| {
             let started = Instant::now();
