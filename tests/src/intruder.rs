@@ -52,9 +52,8 @@ pub fn ask(
     padding: usize,
 ) -> io::Result<(StatusCode, Option<String>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, request(stream, config, method, authority, padding)).await?
-    })
+    runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, request(stream, config, method, authority, padding)).await? })
 }
 
 async fn request(

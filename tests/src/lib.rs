@@ -11,11 +11,11 @@
 
 pub mod agent;
 pub mod app;
-pub mod capture;
 pub mod ca;
+pub mod capture;
 pub mod cluster;
-pub mod manifest;
 pub mod intruder;
+pub mod manifest;
 pub mod mesh;
 pub mod node;
 pub mod packet;

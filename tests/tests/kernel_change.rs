@@ -150,13 +150,19 @@ fn an_address_that_is_reused_never_answers_for_its_former_owner() {
     cluster.write("pods.yaml", &manifest(&pod));
     let [near, far] = cluster.nodes().map(|node| node.start_with(&["--connect-timeout=1s"]));
     let (rounds, answers, stop) = (Rounds::default(), Answers::default(), AtomicBool::new(false));
-    let mut server = app(&pod, OWNERS[0]);
+    let mut server = Some(app(&pod, OWNERS[0]));
     let to = pod.at(8080);
     let ask_once = || client.run(|| ask(to, &rounds, &answers));
     let mut done = 0;
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| client.run(|| while !stop.load(SeqCst) { ask(to, &rounds, &answers); }));
+            scope.spawn(|| {
+                client.run(|| {
+                    while !stop.load(SeqCst) {
+                        ask(to, &rounds, &answers);
+                    }
+                })
+            });
         }
         let _stop = StopOnDrop(&stop);
         eventually("the first owner answers", || (ask_once()? == OWNERS[0]).then_some(()));
@@ -177,13 +183,12 @@ fn an_address_that_is_reused_never_answers_for_its_former_owner() {
                 panic!("round {round}: {name} answered where {owner} was expected, and was not there yet");
             }
             // Then it is replaced, as it happens in a cluster: the pod goes, another comes.
-            drop(server);
+            server = None;
             cluster.two.namespace.batch(&format!("link del veth{REUSED}\n"));
             drop(old);
-            drop(pod);
             pod = cluster.two.pod_at(owner, REUSED);
             cluster.two.namespace.batch("neigh flush dev br0\n");
-            server = app(&pod, owner);
+            server = Some(app(&pod, owner));
             far.after(|| cluster.two.write("pods.yaml", &manifest(&pod)));
             within(Duration::from_secs(20), &format!("round {round}: {owner} answers"), || {
                 (ask_once()? == owner).then_some(())

@@ -90,7 +90,10 @@ fn no_byte_of_an_app_crosses_the_link_in_clear() {
     }
     for address in cross.server.addresses() {
         let tunnels = capture.sent_to(SocketAddr::new(address, 15008));
-        assert!(!tunnels.is_empty() && tunnels.iter().all(|stream| !stream.data.is_empty()), "{address}: here they were");
+        assert!(
+            !tunnels.is_empty() && tunnels.iter().all(|stream| !stream.data.is_empty()),
+            "{address}: here they were"
+        );
     }
     let (client, server) = (cross.near.settled("client"), cross.far.settled("server"));
     assert_eq!((client.outbound.total, client.direct_total, client.outbound.failed), (4, 0, 0));

@@ -84,7 +84,9 @@ fn a_service_account_of_another_node_is_known_by_its_certificate() {
     cross.after(|| cross.cluster.enrol_with(&[], &[&cross.client, &cross.server, &other]));
     cross.near.await_state("other", PodState::Armed);
     let app = App::echo(&cross.server, 8080);
-    let spec = format!("{{action: DENY, rules: [{{from: [{{source: {{principals: [cluster.local/ns/{NAMESPACE}/sa/client]}}}}]}}]}}");
+    let spec = format!(
+        "{{action: DENY, rules: [{{from: [{{source: {{principals: [cluster.local/ns/{NAMESPACE}/sa/client]}}}}]}}]}}"
+    );
     cross.after(|| cross.cluster.write("policy.yaml", &policy("not-the-client", &spec)));
     for to in both(&cross.server, 8080) {
         let error = connect(&cross.client, to).map(drop).unwrap_err();
@@ -111,7 +113,8 @@ fn a_change_of_policy_ends_open_connections_of_other_nodes() {
     for stream in open.iter().chain([&kept]) {
         exchange(stream, "before").unwrap();
     }
-    let spec = "{action: DENY, rules: [{from: [{source: {namespaces: [shop]}}], to: [{operation: {ports: ['8080']}}]}]}";
+    let spec =
+        "{action: DENY, rules: [{from: [{source: {namespaces: [shop]}}], to: [{operation: {ports: ['8080']}}]}]}";
     cross.after(|| cross.cluster.write("policy.yaml", &policy("no-more", spec)));
     for mut stream in open {
         let error = stream.read(&mut [0; 1]).unwrap_err();
