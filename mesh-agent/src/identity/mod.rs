@@ -7,7 +7,7 @@
 //! | `store.rs` | [`Identities`]: what is held, and the answers to the workers |
 //! | `run.rs`, `rotate.rs` | fetching and rotating; when, purely |
 //! | `held.rs`, `leaf.rs` | what is demanded of a certificate of our own; what a certificate says |
-//! | `verify.rs` | whom we trust |
+//! | `verify.rs`, `known.rs` | whom we trust; chains that need not be verified again |
 //! | `config.rs`, `tickets.rs`, `sessions.rs` | TLS configurations, and resumption on both sides |
 //! | `failure.rs` | why a handshake failed |
 
@@ -15,6 +15,7 @@ mod authority;
 mod config;
 mod failure;
 mod held;
+mod known;
 mod leaf;
 mod rotate;
 mod run;

@@ -20,6 +20,7 @@ use rustls::{
 
 use super::{
     TrustBundle,
+    known::{Key, Known, Role},
     leaf::{self, NotAnSvid},
 };
 
@@ -73,6 +74,8 @@ pub(super) struct Peers {
     clients: Arc<dyn ClientCertVerifier>,
     algorithms: WebPkiSupportedAlgorithms,
     trust_domain: Arc<str>,
+    /// Of these roots and this trust domain.
+    known: Known,
 }
 
 impl Peers {
@@ -85,26 +88,40 @@ impl Peers {
             .build()
             .ok()?;
         let algorithms = provider.signature_verification_algorithms;
-        Some(Self { roots, clients, algorithms, trust_domain: trust_domain.clone() })
+        Some(Self { roots, clients, algorithms, trust_domain: trust_domain.clone(), known: Known::default() })
     }
 
     /// Verifies a chain of our own, in both roles, as others will.
     pub(super) fn verify_own(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let (leaf, intermediates) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
-        self.verify_server(leaf, intermediates, now)?;
-        self.verify_client_cert(leaf, intermediates, now).map(drop)
+        self.verify(Role::Server, leaf, intermediates, now)?;
+        self.verify(Role::Client, leaf, intermediates, now)
     }
 
-    fn verify_server(
+    fn verify(
         &self,
+        role: Role,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
-        bounded(intermediates)?;
-        let parsed = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)?;
-        self.verify_identity(leaf)
+        if intermediates.len() >= MAX_CHAIN {
+            return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        }
+        let key = Key::new(role, leaf, intermediates);
+        if self.known.has(&key, now) {
+            return Ok(());
+        }
+        match role {
+            Role::Client => self.clients.verify_client_cert(leaf, intermediates, now).map(drop)?,
+            Role::Server => {
+                let (parsed, algorithms) = (ParsedCertificate::try_from(leaf)?, self.algorithms.all);
+                verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+            }
+        }
+        self.verify_identity(leaf)?;
+        self.known.insert(key, leaf, intermediates);
+        Ok(())
     }
 
     /// After its chain: what is looked at is signed by whom we trust.
@@ -120,14 +137,6 @@ impl Peers {
     }
 }
 
-fn bounded(intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
-    if intermediates.len() < MAX_CHAIN {
-        Ok(())
-    } else {
-        Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))
-    }
-}
-
 impl ServerCertVerifier for Peers {
     fn verify_server_cert(
         &self,
@@ -137,7 +146,7 @@ impl ServerCertVerifier for Peers {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verify_server(end_entity, intermediates, now).map(|()| ServerCertVerified::assertion())
+        self.verify(Role::Server, end_entity, intermediates, now).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -175,9 +184,7 @@ impl ClientCertVerifier for Peers {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        bounded(intermediates)?;
-        let verified = self.clients.verify_client_cert(end_entity, intermediates, now)?;
-        self.verify_identity(end_entity).map(|()| verified)
+        self.verify(Role::Client, end_entity, intermediates, now).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

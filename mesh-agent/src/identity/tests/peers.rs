@@ -121,6 +121,44 @@ fn an_intermediate_that_is_over_leads_nowhere() {
 }
 
 #[test]
+fn who_was_believed_once_is_not_believed_when_its_chain_is_over() {
+    for (leaf_lasts, intermediate_lasts) in [(600, 6000), (6000, 600)] {
+        let scene = Scene::new();
+        let now = scene.clock.seconds();
+        let intermediate =
+            Signer::made("i", Some(&scene.root), |params| valid(params, now - 1, now + intermediate_lasts));
+        let until = now + leaf_lasts;
+        let mut svid = intermediate.sign(&identity("stranger"), &scene.clock, |leaf| valid(leaf, now - 1, until));
+        svid.chain.push(intermediate.der);
+        for _ in 0..2 {
+            assert_eq!(scene.refusals(&svid), [None, None]);
+        }
+        scene.clock.advance(Duration::from_secs(601));
+        assert_eq!(scene.refusals(&svid), [Some(Reason::PeerCertificateExpired); 2], "{leaf_lasts}");
+    }
+}
+
+#[test]
+fn who_was_believed_once_is_believed_by_every_byte_and_in_that_role() {
+    let scene = Scene::new();
+    let client = scene.sign(|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
+    for _ in 0..2 {
+        assert_eq!(scene.refusals(&client), [None, Some(Reason::PeerNotTrusted)]);
+    }
+    let mut changed = scene.sign(|_| ());
+    assert_eq!(scene.refusals(&changed), [None, None]);
+    let mut der = changed.chain[0].to_vec();
+    *der.last_mut().unwrap() ^= 1;
+    changed.chain[0] = der.into();
+    assert_eq!(scene.refusals(&changed), [Some(Reason::PeerNotTrusted); 2], "its signature is another");
+    // A chain that is known, without its key.
+    let (mut stolen, own) = (scene.sign(|_| ()), scene.sign(|_| ()));
+    assert_eq!(scene.refusals(&stolen), [None, None]);
+    stolen.key = own.key.clone_key();
+    assert_eq!(scene.refusals(&stolen), [Some(Reason::PeerNotTrusted); 2]);
+}
+
+#[test]
 fn an_svid_has_one_uri_which_is_a_service_account_of_the_trust_domain() {
     let scene = Scene::new();
     let name = || uri("spiffe://cluster.local/ns/shop/sa/stranger");
