@@ -187,7 +187,7 @@ fn an_address_that_is_reused_never_answers_for_its_former_owner() {
                 panic!("round {round}: {name} answered where {owner} was expected, and was not there yet");
             }
             // Then it is replaced, as it happens in a cluster: the pod goes, another comes.
-            server = None;
+            drop(server.take());
             cluster.two.namespace.batch(&format!("link del veth{REUSED}\n"));
             drop(old);
             pod = cluster.two.pod_at(owner, REUSED);
