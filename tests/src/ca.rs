@@ -54,7 +54,7 @@ impl Ca {
         for (number, node) in (1..).zip(cluster.nodes()) {
             let secret = format!("the-token-of-node-{number}");
             std::fs::write(token(cluster, number), &secret).expect("scratch space");
-            tokens += &format!("{} {secret}\n", node.name);
+            tokens.extend([&node.name, " ", &secret, "\n"]);
         }
         std::fs::write(folder.join("tokens"), tokens).expect("scratch space");
         let log = folder.join("log");

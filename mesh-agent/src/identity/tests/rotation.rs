@@ -34,6 +34,26 @@ async fn who_is_wanted_has_a_certificate_and_who_is_not_has_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_first_certificate_is_awaited_until_it_is_there_or_refused() {
+    let (_, authority) = scene();
+    let identities = identities(&authority, &[]).await;
+    let (cart, db) = (identity("cart"), identity("db"));
+    assert!(identities.awaited(&cart).is_none(), "nobody wants it");
+    identities.want(&BTreeSet::from([cart.clone()]));
+    let mut changes = identities.awaited(&cart).unwrap();
+    while identities.client(&cart).is_err() {
+        changes.changed().await.unwrap();
+    }
+    assert!(identities.awaited(&cart).is_none(), "it is there");
+
+    authority.mood.send_replace(Mood::Refuses(refusal(true)));
+    identities.want(&BTreeSet::from([db.clone()]));
+    assert!(identities.awaited(&db).is_some());
+    until(&identities, |store| store.awaited(&db).is_none()).await;
+    assert_eq!(identities.client(&db).unwrap_err(), Reason::CertificateMissing, "nobody waits for a second attempt");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_goes_with_its_workload() {
     let (_, authority) = scene();
     let identities = identities(&authority, &["cart"]).await;
