@@ -18,6 +18,11 @@ pub(super) fn fill(kind: &Kind, object: &mut Value) {
         ("", "Pod") => pod(object),
         ("", "Service") => service(&mut object["spec"]),
         ("", "Secret") => default(object, "type", json!("Opaque")),
+        ("events.k8s.io", _) => {
+            default(object, "deprecatedSource", json!({}));
+            default(object, "deprecatedFirstTimestamp", Value::Null);
+            default(object, "deprecatedLastTimestamp", Value::Null);
+        }
         ("", "Event") => {
             for (name, value) in
                 [("source", json!({})), ("firstTimestamp", Value::Null), ("lastTimestamp", Value::Null)]

@@ -141,7 +141,7 @@ impl Asked {
         let verb = Verb::of(&self.method, &target, &self.query)?;
         let kind = shared.state().find(&target.group, &target.version, &target.plural);
         self.authorize(&mut shared.state(), &user, &target, verb, kind.as_deref())?;
-        let kind = kind.ok_or_else(Failure::no_such_path)?;
+        let kind = kind.ok_or_else(|| not_served(&target))?;
         if kind.namespaced && target.namespace.is_none() && !matches!(verb, Verb::List | Verb::Watch) {
             return Err(Failure::method_not_allowed());
         }
@@ -382,6 +382,32 @@ impl Asked {
         let list = json!({"kind": kind.list, "apiVersion": kind.api_version(), "metadata": metadata, "items": items});
         Ok(json_answer(200, &list))
     }
+}
+
+/// Groups that every real server has.
+const GROUPS: [&str; 14] = [
+    "",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "apiregistration.k8s.io",
+    "apps",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "scheduling.k8s.io",
+    "storage.k8s.io",
+];
+
+/// A path that no server has is 404; one that a real server has, and this one not, must not look like it.
+fn not_served(target: &Target) -> Failure {
+    if GROUPS.contains(&target.group.as_str()) {
+        return Failure::unsupported(format!("{} of group {:?}", target.plural, target.group));
+    }
+    Failure::no_such_path()
 }
 
 fn options(bytes: &Bytes) -> Result<Value, Failure> {

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    alphabet::URL_SAFE,
+    engine::{GeneralPurpose, general_purpose::NO_PAD},
+};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -19,6 +23,9 @@ use super::{
 
 /// How long a version that is not there yet is waited for.
 const FRESH: Duration = Duration::from_secs(3);
+
+/// Bits that are left over are none of its business, as in Go.
+const BASE64: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
 
 /// Which state of the collection is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,12 +193,12 @@ impl Continue {
         };
         let slash = if version.is_some() { "/" } else { "" };
         let version = version.map_or(-1, |version| i64::try_from(version).unwrap_or(i64::MAX));
-        URL_SAFE_NO_PAD.encode(format!(r#"{{"v":"meta.k8s.io/v1","rv":{version},"start":"{slash}{path}\u0000"}}"#))
+        BASE64.encode(format!(r#"{{"v":"meta.k8s.io/v1","rv":{version},"start":"{slash}{path}\u0000"}}"#))
     }
 
     fn parse(token: &str, namespaced: bool) -> Result<Self, Failure> {
         let bad = |why: &str| Failure::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
-        let text = URL_SAFE_NO_PAD.decode(token).map_err(|_| bad("illegal base64 data"))?;
+        let text = BASE64.decode(token).map_err(|_| bad("illegal base64 data"))?;
         let value: Value = serde_json::from_slice(&text).map_err(|_| {
             let first = text.first().map(|byte| char::from(*byte)).unwrap_or_default();
             bad(&format!("invalid character '{first}' looking for beginning of value"))

@@ -18,16 +18,16 @@ const LOG: usize = 100_000;
 
 /// Where an object is within its collection. Cluster-wide objects have an empty namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
+pub(super) struct Key {
     /// Namespace.
-    pub namespace: String,
+    pub(super) namespace: String,
     /// Name.
-    pub name: String,
+    pub(super) name: String,
 }
 
 impl Key {
     /// Of a namespace and a name.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub(super) fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
