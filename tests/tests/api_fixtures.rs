@@ -1,7 +1,13 @@
 //! Every exchange that was recorded from a real API server 1.36.2 is sent to the test server, and the answers are compared:
 //! status, content type, and the whole body, versions included; uids, times and tokens only by nature. What the test server
 //! does not do must be refused loudly, and is listed here. `every_exchange_is_accounted_for` counts.
-#![allow(clippy::needless_pass_by_value, reason = "steps are written as literals")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails"
+)]
 
 mod recorded;
 
@@ -192,7 +198,9 @@ impl Replay {
     }
 
     fn load(&self, objects: &[Value]) {
-        objects.iter().for_each(|object| self.server.load(object));
+        for object in objects {
+            self.server.load(object);
+        }
     }
 
     async fn at(&mut self, version: u64, name: &str) {
@@ -232,7 +240,7 @@ impl Replay {
             "no credentials (anonymous auth is on)" => String::new(),
             "a bearer token that does not verify" => "nonsense".to_owned(),
             "Bearer token of system:serviceaccount:kube-system:agent" => {
-                self.server.token("kube-system", "agent", Some("agent-cjlnh"), &[], Duration::from_secs(600))
+                self.server.token("kube-system", "agent", Some("agent-cjlnh"), &[], Duration::from_mins(10))
             }
             other => panic!("who is {other}?"),
         };
@@ -327,7 +335,7 @@ fn identity() {
     run(async {
         let mut replay = Replay::cluster().await;
         replay.server.put_yaml(AGENT);
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         let good = replay.server.token("kube-system", "agent", Some("agent-cjlnh"), &["mesh-ca"], hour);
         let expired = replay.server.token("kube-system", "agent", Some("agent-cjlnh"), &["mesh-ca"], Duration::ZERO);
         let other = replay.server.token("kube-system", "agent", None, &["other"], hour);
@@ -365,7 +373,7 @@ fn a_token_outlives_its_pod_by_the_cache_only() {
         ] {
             replay.server.put(object);
         }
-        let token = replay.server.token("demo", "web", Some("gone"), &["mesh-ca"], Duration::from_secs(3600));
+        let token = replay.server.token("demo", "web", Some("gone"), &["mesh-ca"], Duration::from_hours(1));
         replay.names.0.insert("TOKEN-OF-A-POD".to_owned(), token);
         replay.ask(PASSING[0]).await;
         assert!(replay.server.remove("v1", "Pod", "demo", "gone"));
@@ -507,7 +515,7 @@ fn discovery() {
             match *name {
                 "discovery-apis" => pruned["groups"] = kept.into(),
                 "discovery-api-aggregated" => {
-                    *pruned.pointer_mut("/items/0/versions/0/resources").unwrap() = kept.into()
+                    *pruned.pointer_mut("/items/0/versions/0/resources").unwrap() = kept.into();
                 }
                 _ => pruned["resources"] = kept.into(),
             }

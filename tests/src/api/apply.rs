@@ -128,7 +128,7 @@ fn remove(shape: Shape<'_>, object: &mut Value, path: &[String]) {
     }
     let Some(items) = object.as_array_mut() else { return };
     let at = if let Some(value) = step.strip_prefix("v:") {
-        items.iter().position(|item| item.to_string() == value)
+        serde_json::from_str(value).ok().and_then(|value: Value| items.iter().position(|item| *item == value))
     } else {
         let known = step.strip_prefix("k:").and_then(|key| serde_json::from_str::<serde_json::Map<_, _>>(key).ok());
         known.and_then(|known| place(items, &known.keys().cloned().collect::<Vec<_>>(), &known))
@@ -153,8 +153,7 @@ fn refuse(conflicts: &[(&Manager, &Path)]) -> Failure {
             }
             let block = |(message, fields): (&str, Vec<&str>)| {
                 let manager = message.strip_prefix("conflict with ").unwrap_or(message);
-                let fields: String = fields.iter().map(|field| format!("\n- {field}")).collect();
-                format!("conflicts with {manager}:{fields}")
+                format!("conflicts with {manager}:\n- {}", fields.join("\n- "))
             };
             by_manager.into_iter().map(block).collect::<Vec<_>>().join("\n")
         }
@@ -176,7 +175,8 @@ fn shown(manager: &Manager) -> String {
 
 /// `.spec.containers[name="c"].image`.
 fn field(path: &Path) -> String {
-    path.iter()
+    let parts: Vec<_> = path
+        .iter()
         .map(|step| {
             if let Some(name) = step.strip_prefix("f:") {
                 return format!(".{name}");
@@ -189,5 +189,6 @@ fn field(path: &Path) -> String {
             let parts: Vec<_> = key.iter().map(|(name, value)| format!("{name}={value}")).collect();
             format!("[{}]", parts.join(","))
         })
-        .collect()
+        .collect();
+    parts.concat()
 }

@@ -149,7 +149,7 @@ fn admitted(spec: &mut Value) {
 }
 
 fn quality(spec: &Value) -> &'static str {
-    let containers = || ["containers", "initContainers"].into_iter().flat_map(|list| spec[list].as_array()).flatten();
+    let containers = || ["containers", "initContainers"].into_iter().filter_map(|list| spec[list].as_array()).flatten();
     let asks =
         |container: &Value, what: &str| container["resources"][what].as_object().is_some_and(|all| !all.is_empty());
     let full = |container: &Value| {

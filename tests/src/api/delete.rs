@@ -89,7 +89,7 @@ impl Write<'_> {
         let asked =
             options["gracePeriodSeconds"].as_u64().or_else(|| self.query.number("gracePeriodSeconds").ok().flatten());
         match asked {
-            Some(seconds) if seconds == 0 => 0,
+            Some(0) => 0,
             _ if ended || unscheduled => 0,
             Some(seconds) => seconds,
             None => old["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap_or(30),

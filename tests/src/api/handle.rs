@@ -285,7 +285,7 @@ impl Asked {
     fn patch_media(&self, kind: &Kind) -> Result<&'static str, Failure> {
         let media = PATCHES.into_iter().find(|media| *media == self.media());
         match (media, kind.custom.is_some()) {
-            (Some(patch::STRATEGIC), true) | (None, true) => {
+            (Some(patch::STRATEGIC) | None, true) => {
                 Err(Failure::unsupported_patch(&[patch::JSON, patch::MERGE, patch::APPLY]))
             }
             (Some(media), _) => Ok(media),

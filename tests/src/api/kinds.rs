@@ -8,6 +8,7 @@ use super::schema::Schema;
 
 /// One kind in one version.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_field_names, reason = "kind is what the API calls it")]
 pub(super) struct Kind {
     pub(super) group: String,
     pub(super) version: String,

@@ -5,6 +5,10 @@
 //! No controllers run here: nothing makes pods of deployments or endpoints of services. Tests write those objects, with
 //! [`ApiServer::put`] in place of the kubelet and the controllers. Three exceptions, since clients wait for them:
 //! definitions of custom resources become established, namespaces end, services get addresses.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "objects are JSON trees; reading what is not there gives null, and writing into what is no object is our mistake"
+)]
 
 mod apply;
 mod body;

@@ -170,7 +170,9 @@ impl Schema {
             }
             Value::Array(items) => {
                 if let Some(schema) = &self.items {
-                    items.iter_mut().for_each(|item| schema.prune_at(item, false));
+                    for item in items {
+                        schema.prune_at(item, false);
+                    }
                 }
             }
             _ => {}
@@ -195,7 +197,9 @@ impl Schema {
             }
             Value::Array(items) => {
                 if let Some(schema) = &self.items {
-                    items.iter_mut().for_each(|item| schema.fill(item));
+                    for item in items {
+                        schema.fill(item);
+                    }
                 }
             }
             _ => {}

@@ -55,8 +55,8 @@ impl Default for Options {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             names: Vec::new(),
-            bookmarks: Duration::from_secs(60),
-            watch_timeout: Duration::from_secs(45 * 60),
+            bookmarks: Duration::from_mins(1),
+            watch_timeout: Duration::from_mins(45),
             token_cache: Duration::from_secs(10),
             definition_delay: Duration::from_millis(250),
         }
@@ -115,7 +115,9 @@ impl ApiServer {
                 "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
             }));
         }
-        rbac::bootstrap().into_iter().for_each(|object| _ = server.put(object));
+        for object in rbac::bootstrap() {
+            server.put(object);
+        }
         server.listen(listener);
         server
     }
@@ -199,7 +201,7 @@ impl ApiServer {
     /// When its kind is not served.
     pub fn put(&self, mut object: Value) -> Value {
         let mut state = self.shared.state();
-        let kind = known(&state.find_kind(&object), &object);
+        let kind = known(state.find_kind(&object), &object);
         if object["metadata"]["uid"].is_null() {
             let key = Key::new(text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
             let before = state.store.get(&kind.collection, &key).map(|entry| entry.value()["metadata"].clone());
@@ -218,7 +220,7 @@ impl ApiServer {
     /// As [`Self::put`], under the version that the object carries, or the current one. For recorded objects.
     pub fn load(&self, object: &Value) {
         let mut state = self.shared.state();
-        let kind = known(&state.find_kind(object), object);
+        let kind = known(state.find_kind(object), object);
         state.store.load(&kind, object);
         super::crd::stored(&mut state, &kind, object).expect("a definition that is understood");
         drop(state);
@@ -239,7 +241,7 @@ impl ApiServer {
     pub fn remove(&self, api_version: &str, kind: &str, namespace: &str, name: &str) -> bool {
         let mut state = self.shared.state();
         let object = json!({"apiVersion": api_version, "kind": kind});
-        let kind = known(&state.find_kind(&object), &object);
+        let kind = known(state.find_kind(&object), &object);
         state.store.remove(&kind, &Key::new(namespace, name)).is_some()
     }
 
@@ -247,7 +249,7 @@ impl ApiServer {
     pub fn get(&self, api_version: &str, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         let state = self.shared.state();
         let object = json!({"apiVersion": api_version, "kind": kind});
-        let kind = known(&state.find_kind(&object), &object);
+        let kind = known(state.find_kind(&object), &object);
         let value = state.store.get(&kind.collection, &Key::new(namespace, name))?.value();
         Some(if kind.is_view() { event::from_core(value) } else { value })
     }
@@ -342,8 +344,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn known(kind: &Option<Arc<Kind>>, object: &Value) -> Arc<Kind> {
-    let kind = kind.clone();
+fn known(kind: Option<Arc<Kind>>, object: &Value) -> Arc<Kind> {
     kind.unwrap_or_else(|| panic!("{} {} is not served", object["apiVersion"], object["kind"]))
 }
 

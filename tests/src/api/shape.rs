@@ -138,7 +138,6 @@ impl<'a> Shape<'a> {
             |field: &str| KEYS.iter().find(|(name, _)| *name == field).map_or(Form::Leaf, |(_, list)| keys(list));
         match self {
             Self::Metadata { field: "finalizers" } => Form::Set,
-            Self::Metadata { field } => table(field),
             Self::BuiltIn { kind, field: "ports" } => match kind.kind.as_str() {
                 "Service" => keys(&["port", "protocol"]),
                 "EndpointSlice" => Form::Leaf,
@@ -150,7 +149,7 @@ impl<'a> Shape<'a> {
             {
                 Form::Set
             }
-            Self::BuiltIn { field, .. } => table(field),
+            Self::BuiltIn { field, .. } | Self::Metadata { field } => table(field),
             Self::Custom { schema, .. } => match schema.map(|schema| &schema.list) {
                 Some(ListKind::Map(list)) => Form::Items(list.clone()),
                 Some(ListKind::Set) => Form::Set,

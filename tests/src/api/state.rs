@@ -41,7 +41,7 @@ pub(super) struct State {
     kinds: Vec<(Option<String>, Arc<Kind>)>,
     /// By token.
     pub(super) users: HashMap<String, User>,
-    pub(super) signer: Signer,
+    pub(super) signer: &'static Signer,
     pub(super) tokens: Cache,
     pub(super) policy: Cached,
     /// Definitions on their way to be established.
@@ -66,7 +66,7 @@ impl Shared {
             store: Store::new(),
             kinds: kinds::built_in().into_iter().map(|kind| (None, kind)).collect(),
             users: HashMap::new(),
-            signer: Signer::new(),
+            signer: Signer::shared(),
             tokens: Cache::new(options.token_cache),
             policy: Cached::default(),
             installing: Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -43,7 +44,13 @@ pub(super) struct Verified {
 }
 
 impl Signer {
-    pub(super) fn new() -> Self {
+    /// One for all servers of a process: a key takes a second to make.
+    pub(super) fn shared() -> &'static Self {
+        static SIGNER: OnceLock<Signer> = OnceLock::new();
+        SIGNER.get_or_init(Self::new)
+    }
+
+    fn new() -> Self {
         let pair = KeyPair::generate(KeySize::Rsa2048).expect("an RSA key");
         let public: PublicKeyX509Der<'_> = pair.public_key().as_der().expect("a public key has an encoding");
         let id = BASE64.encode(digest(&SHA256, public.as_ref()));

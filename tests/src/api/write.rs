@@ -96,9 +96,10 @@ impl Write<'_> {
     /// POST.
     pub(super) fn create(&self, state: &mut State, mut object: Value) -> Result<Done, Failure> {
         self.same_type(&object)?;
+        generate_name(&mut object);
         self.decode(&mut object)?;
         self.namespace_there(state)?;
-        self.named(&mut object)?;
+        self.named(&object)?;
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if object["metadata"]["resourceVersion"].as_str().is_some_and(|version| !version.is_empty()) {
             return Err(Failure::new(
@@ -175,7 +176,7 @@ impl Write<'_> {
     }
 
     /// Name and namespace of a new object.
-    fn named(&self, object: &mut Value) -> Result<(), Failure> {
+    fn named(&self, object: &Value) -> Result<(), Failure> {
         let asked = object["metadata"]["namespace"].as_str().map(str::to_owned);
         if asked
             .is_some_and(|asked| !asked.is_empty() && self.kind.namespaced && Some(asked.as_str()) != self.namespace)
@@ -183,19 +184,14 @@ impl Write<'_> {
             let message = "the namespace of the provided object does not match the namespace sent on the request";
             return Err(Failure::bad_request(message));
         }
-        let text = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
-        let (mut name, prefix) = (text("name"), text("generateName"));
-        if name.is_empty() && !prefix.is_empty() {
-            name = format!("{prefix}{}", super::random_suffix());
-            object["metadata"]["name"] = name.clone().into();
-        }
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
         if name.is_empty() {
             let cause = Cause::required("metadata.name", "name or generateName is required");
             return Err(self.invalid("", cause));
         }
-        match name_problem(&self.kind, &name) {
+        match name_problem(&self.kind, name) {
             None => Ok(()),
-            Some(problem) => Err(self.invalid(&name, Cause::invalid("metadata.name", format!("{name:?}: {problem}")))),
+            Some(problem) => Err(self.invalid(name, Cause::invalid("metadata.name", format!("{name:?}: {problem}")))),
         }
     }
 
@@ -327,7 +323,7 @@ impl Write<'_> {
             return self.change(state, &old, new, true);
         }
         self.namespace_there(state)?;
-        self.named(&mut config)?;
+        self.named(&config)?;
         let mut object = apply::apply(shape, &self.kind.zero(), &owned, self.manager(true), force)?;
         object["apiVersion"] = self.kind.api_version().into();
         object["kind"] = self.kind.kind.clone().into();
@@ -427,6 +423,14 @@ impl Write<'_> {
             crd::removed(state, &self.kind, &object);
         }
         Ok(Done { code: 200, object })
+    }
+}
+
+fn generate_name(object: &mut Value) {
+    let text = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
+    let (name, prefix) = (text("name"), text("generateName"));
+    if name.is_empty() && !prefix.is_empty() {
+        object["metadata"]["name"] = format!("{prefix}{}", super::random_suffix()).into();
     }
 }
 

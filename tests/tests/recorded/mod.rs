@@ -1,4 +1,5 @@
 //! Exchanges recorded from a real API server: reading them, sending their requests, comparing answers.
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
 use std::{collections::BTreeMap, path::PathBuf};
 
