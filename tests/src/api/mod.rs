@@ -22,6 +22,7 @@ mod fault;
 mod form;
 mod handle;
 mod kinds;
+mod large;
 mod list;
 mod namespace;
 mod ownership;
@@ -46,6 +47,7 @@ mod watch;
 mod write;
 
 pub use fault::{Effect, Fault, Pace, Received};
+pub use large::{Size, fill};
 pub use rbac::User;
 pub use server::{ApiServer, Options};
 pub use token::ISSUER;

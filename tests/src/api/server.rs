@@ -17,7 +17,8 @@ use hyper_util::{
 use serde_json::{Value, json};
 use tokio::{
     runtime::{Builder, Runtime},
-    task::{JoinHandle, JoinSet},
+    sync::oneshot,
+    task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -74,7 +75,7 @@ pub struct ApiServer {
 }
 
 struct Listening {
-    task: JoinHandle<()>,
+    end: oneshot::Sender<()>,
     /// Ends when the task has.
     ended: mpsc::Receiver<Infallible>,
 }
@@ -126,16 +127,21 @@ impl ApiServer {
         listener.set_nonblocking(true).expect("a socket that does not block");
         let (ends, ended) = mpsc::channel();
         let acceptor = TlsAcceptor::from(self.tls.config());
-        let task = self.shared.runtime.spawn(accept(listener, acceptor, Arc::clone(&self.shared), ends));
-        *self.listening.lock().unwrap_or_else(PoisonError::into_inner) = Some(Listening { task, ended });
+        let (end, stopped) = oneshot::channel();
+        let accepting = accept(listener, acceptor, Arc::clone(&self.shared), stopped);
+        self.shared.runtime.spawn(async move {
+            accepting.await;
+            drop::<mpsc::Sender<Infallible>>(ends);
+        });
+        *self.listening.lock().unwrap_or_else(PoisonError::into_inner) = Some(Listening { end, ended });
     }
 
     /// Closes the listener and all connections. What is stored stays.
     pub fn stop(&self) {
         let listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(listening) = listening {
-            listening.task.abort();
-            // An error is the end of the sender, which the task held.
+            let _ = listening.end.send(());
+            // An error is the end of the sender, which the task holds until all connections are gone.
             let _ = listening.ended.recv();
         }
     }
@@ -357,9 +363,8 @@ impl Drop for ApiServer {
     }
 }
 
-/// Accepts connections until it is aborted; the connections go with it.
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>, ends: mpsc::Sender<Infallible>) {
-    let _ends = ends;
+/// Accepts connections until it is stopped; ends when the last of them has.
+async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     let mut connections = JoinSet::new();
     loop {
@@ -375,6 +380,9 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared
                 });
             }
             Some(_) = connections.join_next() => {}
+            _ = &mut stopped => break,
         }
     }
+    drop(listener);
+    connections.shutdown().await;
 }

@@ -27,17 +27,14 @@ pub(crate) struct Target {
 
 impl Target {
     async fn open() -> Self {
-        let (kubeconfig, server) = match std::env::var(KUBECONFIG) {
-            Ok(path) => {
-                println!("target: the cluster of {path}");
-                (Kubeconfig::read_from(path).expect("the kubeconfig"), None)
-            }
-            Err(_) => {
-                println!("target: the test server; {KUBECONFIG} names a real one");
-                let server = ApiServer::with(Options::default());
-                server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}));
-                (Kubeconfig::from_yaml(&server.kubeconfig(server.admin())).expect("a kubeconfig"), Some(server))
-            }
+        let (kubeconfig, server) = if let Ok(path) = std::env::var(KUBECONFIG) {
+            println!("target: the cluster of {path}");
+            (Kubeconfig::read_from(path).expect("the kubeconfig"), None)
+        } else {
+            println!("target: the test server; {KUBECONFIG} names a real one");
+            let server = ApiServer::with(Options::default());
+            server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}));
+            (Kubeconfig::from_yaml(&server.kubeconfig(server.admin())).expect("a kubeconfig"), Some(server))
         };
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
         let mut config = config.expect("a configuration");
