@@ -1,7 +1,13 @@
 //! The server that a contract is checked on: the test server, or with `MESH_TEST_KUBECONFIG` a real cluster.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
-use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io::Write,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 
@@ -28,10 +34,10 @@ pub(crate) struct Target {
 impl Target {
     async fn open() -> Self {
         let (kubeconfig, server) = if let Ok(path) = std::env::var(KUBECONFIG) {
-            println!("target: the cluster of {path}");
+            say(&format!("target: the cluster of {path}"));
             (Kubeconfig::read_from(path).expect("the kubeconfig"), None)
         } else {
-            println!("target: the test server; {KUBECONFIG} names a real one");
+            say(&format!("target: the test server; {KUBECONFIG} names a real one"));
             let server = ApiServer::with(Options::default());
             server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}));
             (Kubeconfig::from_yaml(&server.kubeconfig(server.admin())).expect("a kubeconfig"), Some(server))
@@ -55,6 +61,12 @@ impl Target {
         let nodes = Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await.expect("nodes");
         nodes.items.into_iter().next().expect("a node")
     }
+}
+
+/// Says which server it is, once, and where the harness does not capture it.
+fn say(what: &str) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| _ = writeln!(std::io::stderr(), "{what}"));
 }
 
 /// Runs a contract in a namespace of its own, which is deleted afterwards.
