@@ -46,6 +46,8 @@ pub(crate) enum Tier {
     Unit,
     /// The agent's parts in this process, with fakes for the kernel; needs nothing
     Direct,
+    /// The test API server against recordings of a real one, and the client library on it; needs nothing
+    Api,
     /// Real sockets in network namespaces; needs root or user namespaces
     Netns,
     /// Real eBPF programs; needs root, cgroup v2 and the eBPF toolchain
@@ -53,12 +55,13 @@ pub(crate) enum Tier {
 }
 
 impl Tier {
-    const ALL: [Self; 4] = [Self::Unit, Self::Direct, Self::Netns, Self::Kernel];
+    const ALL: [Self; 5] = [Self::Unit, Self::Direct, Self::Api, Self::Netns, Self::Kernel];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
             Self::Direct => "direct",
+            Self::Api => "api",
             Self::Netns => "netns",
             Self::Kernel => "kernel",
         }
@@ -164,7 +167,7 @@ impl Session<'_> {
                 self.cargo_test(&["-p", "mesh-ebpf", "--lib"]),
                 self.cargo_test(&["-p", "mesh-tests", "--lib"]),
             ],
-            Tier::Direct | Tier::Netns | Tier::Kernel => {
+            Tier::Direct | Tier::Api | Tier::Netns | Tier::Kernel => {
                 let targets = test_targets(tier)?;
                 if targets.is_empty() {
                     return Ok(self.cannot_run(tier, "it has no tests"));
