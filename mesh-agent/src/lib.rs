@@ -10,6 +10,7 @@
 //! | [`balance`] | which endpoint? Pure |
 //! | [`sys`] | the system calls that no library wraps: the only `unsafe` of this crate |
 //! | [`net`] | sockets: listen, connect, namespaces, splice |
+//! | [`node`] | which pods run on this node, and where is their network? |
 //! | [`telemetry`] | one record per connection, sharded counters |
 //! | [`datapath`] | the kernel side: load, attach, pin, maps. The only user of aya |
 //! | [`discovery`] | from manifests to snapshots |
@@ -33,6 +34,7 @@ pub mod explain;
 pub mod identity;
 pub mod model;
 pub mod net;
+pub mod node;
 pub mod policy;
 pub mod proxy;
 pub mod route;

@@ -6,7 +6,7 @@ use std::{
     io,
     mem::size_of,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
@@ -104,6 +104,21 @@ pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What has a descriptor but does not say its number, such as nix's inotify, for [`async_fd`].
+pub struct Readable<T>(pub T);
+
+impl<T: AsFd> AsFd for Readable<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl<T: AsFd> AsRawFd for Readable<T> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
 }
 
 /// Waits for a descriptor to become readable. Must be called within a tokio runtime.

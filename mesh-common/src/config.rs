@@ -32,6 +32,10 @@ pub struct Agent {
     pub workers: u32,
     /// Idle time before keepalive probes on the agent's upstream sockets, in seconds; 0 for none.
     pub keepalive_s: u32,
+    /// Number of entries of `PENDING`. While it is 0 nobody looks for any.
+    pub pending: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// How many probes are sent before a peer is given up, and into how many intervals [`Agent::keepalive_s`] is divided.
@@ -79,6 +83,19 @@ pub struct Workload {
     /// The pod's own IPv4 address, v4-mapped, or zeros.
     pub address4: Address,
 }
+
+/// A pod that is enrolled and not armed yet, found by the id of its cgroup, which is there before anything runs in it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// The slot that it counts in, and will have when it is armed; 0 while nobody knows which workload it is.
+    pub slot: u32,
+    /// [`WORKLOAD_STRICT`] or 0.
+    pub flags: u32,
+}
+
+/// How far below the root of the hierarchy a pod's cgroup is at most.
+pub const PENDING_LEVELS: i32 = 12;
 
 /// An address of an enrolled workload, as `sk_lookup` finds it.
 #[repr(C)]

@@ -4,7 +4,7 @@ use core::mem::{align_of, offset_of, size_of};
 
 use crate::{
     Agent, Approval, Attempt, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, Flow, Inbound,
-    PortKey, Reach, Tuple, Worker, Workload,
+    Pending, PortKey, Reach, Tuple, Worker, Workload,
 };
 
 /// Size and alignment of each type; equal to the sum of its fields, so there is no padding anywhere.
@@ -27,9 +27,10 @@ macro_rules! layout {
 }
 
 layout! {
-    Agent: 4 * 4, 4;
+    Agent: 6 * 4, 4;
     Worker: 2 * 8, 8;
     Workload: 4 * 4 + 2 * 16, 4;
+    Pending: 2 * 4, 4;
     Inbound: 2 * 4, 4;
     PortKey: 4 + 2 + 2, 4;
     CidrKey: 2 * 4 + 16, 4;

@@ -5,6 +5,7 @@
 //! | `AGENT` | array, 1 entry | 0 -> [`Agent`] | agent, once per start |
 //! | `WORKERS` | array, [`maps::MAX_WORKERS`] | worker -> [`Worker`] | each worker, every [`WORKER_BEAT_MS`] ms |
 //! | `WORKLOADS` | hash | network namespace cookie -> [`Workload`] | agent |
+//! | `PENDING` | hash | cgroup id of a pod -> [`Pending`] | agent |
 //! | `ADDRESSES` | hash | pod address -> [`Inbound`] | agent |
 //! | `NODE_ADDRESSES` | hash | address of this node -> 1 | agent |
 //! | `EXCLUDED_PORTS` | hash | [`PortKey`] -> 1 | agent |
@@ -35,4 +36,4 @@ pub use flow::*;
 pub use verdict::*;
 
 /// Version of everything in this crate. Pins of another version are never adopted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -25,14 +25,17 @@ pub const MAX_APPROVED: u32 = 65_536;
 
 /// Destinations of which is known whether they answer.
 pub const MAX_REACH: u32 = 16_384;
+/// Pods that are not armed yet.
+pub const MAX_PENDING: u32 = 2048;
 /// Bytes of the ring of held connections; the size of an entry times some hundreds.
 pub const ATTEMPTS_BYTES: u32 = 256 * 1024;
 
 /// All map names, in the order of the table in the crate's documentation.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     "AGENT",
     "WORKERS",
     "WORKLOADS",
+    "PENDING",
     "ADDRESSES",
     "NODE_ADDRESSES",
     "EXCLUDED_PORTS",

@@ -45,6 +45,10 @@ counters! {
     out_passed_unavailable = "out_passed_unavailable",
     /// Refused because no agent answered (strict).
     out_refused_unavailable = "out_refused_unavailable",
+    /// Left alone although it should have been captured: the pod was not armed yet (permissive).
+    out_passed_unarmed = "out_passed_unarmed",
+    /// Refused because the pod was not armed yet (strict).
+    out_refused_unarmed = "out_refused_unarmed",
     /// Left alone although it should have been captured: the socket cannot be redirected (permissive).
     out_passed_unredirectable = "out_passed_unredirectable",
     /// Left alone: the pod has no address of that family, so the kernel has no way there either (permissive).

@@ -5,8 +5,8 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     cty::c_void,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_setsockopt,
-        bpf_skc_to_mptcp_sock,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32,
+        bpf_set_retval, bpf_setsockopt, bpf_skc_to_mptcp_sock,
     },
     maps::lpm_trie::Key,
     programs::SockAddrContext,
@@ -14,17 +14,17 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use mesh_common::{
     Address, Agent, BackendKey, CIDR_PREFIX, CidrKey, DecisionKey, Endpoint, FLOW_DIRECT, FLOW_REDIRECTED,
-    FLOW_UPSTREAM, Flow, KEEPALIVE_PROBES, OUTBOUND, PortKey, REACH_OPEN, REACH_REFUSED, WAY_DIRECT, WAY_SERVICE,
-    WORKLOAD_ARMED, WORKLOAD_DIRECT, WORKLOAD_EXCLUDES_OUTBOUND_CIDRS, WORKLOAD_EXCLUDES_OUTBOUND_PORTS, Workload,
-    generation_slot, is_v4_mapped, listener_index, v4_mapped,
+    FLOW_UPSTREAM, Flow, KEEPALIVE_PROBES, OUTBOUND, PENDING_LEVELS, PortKey, REACH_OPEN, REACH_REFUSED, WAY_DIRECT,
+    WAY_SERVICE, WORKLOAD_ARMED, WORKLOAD_DIRECT, WORKLOAD_EXCLUDES_OUTBOUND_CIDRS, WORKLOAD_EXCLUDES_OUTBOUND_PORTS,
+    Workload, generation_slot, is_v4_mapped, listener_index, v4_mapped,
 };
-use mesh_ebpf::decide::{self, Outbound};
+use mesh_ebpf::decide::{self, Outbound, Unarmed};
 
 use crate::{
     count::count,
     maps::{
-        ADDRESSES, AGENT, BACKENDS, DECISIONS, EXCLUDED_CIDRS, EXCLUDED_PORTS, FLOWS, WORKLOADS, generation, listens,
-        reach,
+        ADDRESSES, AGENT, BACKENDS, DECISIONS, EXCLUDED_CIDRS, EXCLUDED_PORTS, FLOWS, PENDING, WORKLOADS, generation,
+        listens, reach,
     },
     worker,
 };
@@ -76,7 +76,9 @@ fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
     // SAFETY: the helper takes the context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: values are replaced whole; a torn read is excluded by the kernel's copy on update.
-    let Some(workload) = (unsafe { WORKLOADS.get_ptr(&cookie).and_then(|w| w.as_ref()) }) else { return PASS };
+    let Some(workload) = (unsafe { WORKLOADS.get_ptr(&cookie).and_then(|w| w.as_ref()) }) else {
+        return of_unarmed(&destination);
+    };
     // SAFETY: sock_addr programs always have a socket.
     let sk: *mut c_void = unsafe { (*sa).__bindgen_anon_1.sk.cast() };
     if let Some(agent) = agent_itself() {
@@ -156,6 +158,42 @@ fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
     }
     rewrite::<V6>(ctx, &target);
     count(workload.slot, |c| c.out_redirected += 1);
+    PASS
+}
+
+/// A connect in a namespace that is not enrolled: unless it is a pod's that is about to be armed, not our business.
+#[inline(always)]
+fn of_unarmed(destination: &Address) -> i32 {
+    let Some(agent) = AGENT.get(0).filter(|agent| agent.pending > 0) else { return PASS };
+    if decide::stays_in_pod(destination) || (bpf_get_current_pid_tgid() >> 32) as u32 == agent.tgid {
+        return PASS;
+    }
+    for level in 1..=PENDING_LEVELS {
+        // SAFETY: a helper that takes a number; the task that connects is the current one.
+        let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if cgroup == 0 {
+            break;
+        }
+        // SAFETY: values are replaced whole.
+        let Some(pending) = (unsafe { PENDING.get_ptr(&cgroup).and_then(|p| p.as_ref()) }) else { continue };
+        let pending = *pending;
+        return match decide::unarmed(pending.flags) {
+            Unarmed::Pass => {
+                count(pending.slot, |c| {
+                    c.out_seen += 1;
+                    c.out_passed_unarmed += 1;
+                });
+                PASS
+            }
+            Unarmed::Refuse => {
+                count(pending.slot, |c| {
+                    c.out_seen += 1;
+                    c.out_refused_unarmed += 1;
+                });
+                refuse(ECONNREFUSED)
+            }
+        };
+    }
     PASS
 }
 

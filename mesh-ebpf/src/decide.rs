@@ -55,6 +55,21 @@ pub const fn outbound(flags: u32, excluded: bool, redirectable: bool, available:
     }
 }
 
+/// What becomes of a connect of a pod that is enrolled and not armed yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unarmed {
+    /// Leave it alone: the workload is permissive.
+    Pass,
+    /// Refuse it: the workload is strict.
+    Refuse,
+}
+
+/// Decides about it.
+#[inline(always)]
+pub const fn unarmed(flags: u32) -> Unarmed {
+    if flags & WORKLOAD_STRICT != 0 { Unarmed::Refuse } else { Unarmed::Pass }
+}
+
 /// What becomes of a SYN from outside the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inbound {

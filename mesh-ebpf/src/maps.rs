@@ -9,10 +9,10 @@ use aya_ebpf::{
 };
 use mesh_common::{
     Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, Flow, Inbound,
-    LISTENER_ENTRIES, PortKey, Reach, Tuple, Worker, Workload,
+    LISTENER_ENTRIES, Pending, PortKey, Reach, Tuple, Worker, Workload,
     maps::{
         ATTEMPTS_BYTES, GENERATION_SLOTS, MAX_ADDRESSES, MAX_APPROVED, MAX_BACKENDS, MAX_DECISIONS, MAX_EXCLUDED_CIDRS,
-        MAX_EXCLUDED_PORTS, MAX_HANDOVERS, MAX_NODE_ADDRESSES, MAX_REACH, MAX_SLOTS, MAX_WORKERS,
+        MAX_EXCLUDED_PORTS, MAX_HANDOVERS, MAX_NODE_ADDRESSES, MAX_PENDING, MAX_REACH, MAX_SLOTS, MAX_WORKERS,
     },
 };
 use mesh_ebpf::decide;
@@ -23,6 +23,8 @@ pub(crate) static AGENT: Array<Agent> = Array::with_max_entries(1, 0);
 pub(crate) static WORKERS: Array<Worker> = Array::with_max_entries(MAX_WORKERS, 0);
 #[map]
 pub(crate) static WORKLOADS: HashMap<u64, Workload> = HashMap::with_max_entries(MAX_SLOTS, 0);
+#[map]
+pub(crate) static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(MAX_PENDING, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static ADDRESSES: HashMap<Address, Inbound> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
 #[map]

@@ -16,6 +16,7 @@ pub mod ca;
 pub mod capture;
 pub mod cluster;
 pub mod intruder;
+pub mod kubelet;
 pub mod manifest;
 pub mod mesh;
 pub mod node;

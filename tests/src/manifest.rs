@@ -38,6 +38,15 @@ pub fn pods(annotations: Annotations<'_>, pods: &[&Pod]) -> String {
     namespace(NAMESPACE, annotations) + &pods.iter().map(|pod| pod.manifest(&[])).collect::<String>()
 }
 
+/// A Pod that has just been scheduled to this node: known by its UID, without an address.
+pub fn scheduled(namespace: &str, name: &str, uid: &str, annotations: Annotations<'_>) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  uid: {uid}\n{}status:\n  \
+         phase: Pending\n---\n",
+        render(annotations)
+    )
+}
+
 /// A Service with one port and no name for it; `extra` are further lines of its spec, such as
 /// `trafficDistribution: PreferSameNode`.
 pub fn service(namespace: &str, name: &str, address: IpAddr, port: u16, extra: &str) -> String {

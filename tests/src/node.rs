@@ -35,7 +35,11 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    fn new(role: &str) -> Self {
+    /// A new one; `role` becomes part of its name.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn new(role: &str) -> Self {
         static TIDIED: std::sync::Once = std::sync::Once::new();
         TIDIED.call_once(remove_what_the_dead_left);
         let name = format!("{PREFIX}{}-{}-{role}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -50,7 +54,7 @@ impl Namespace {
         namespace
     }
 
-    /// Its name.
+    /// Its name, as `ip netns` knows it.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -149,7 +149,7 @@ impl Spine {
             Fake { original: Arc::clone(&original), is_held: Arc::clone(&is_held), asked: tell, reach: tell_reach };
         let (mesh, receiver) = watch::channel(Arc::new(mesh));
         let worker = proxy::spawn(0, 0, config, Box::new(kernel), Arc::default(), certificates, receiver).unwrap();
-        let netns = Netns::open(Path::new("/proc/self/ns/net")).unwrap();
+        let netns = Arc::new(Netns::open(Path::new("/proc/self/ns/net")).unwrap());
         let pod = Arc::new(Pod::new(name(pod), SLOT, netns, 1));
         pod.set_generation(3);
         let listen = |at: SocketAddr| TcpListener::bind(at).unwrap();

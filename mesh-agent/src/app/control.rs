@@ -1,7 +1,7 @@
 //! The control loop: snapshots in, the kernel and the workers kept in line, questions answered, the end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -25,9 +25,9 @@ use crate::{
     datapath::{Attempt, Datapath},
     explain,
     identity::Identities,
-    model::{Mesh, Reason},
+    model::{Mesh, PodUid, Reason},
     net::netns,
-    policy,
+    node, policy,
     proxy::{self, Command, Held, WorkerHandle},
     route::transport::Here,
     telemetry::{audit::Ledger, unix_now},
@@ -35,8 +35,13 @@ use crate::{
 
 /// How often pods and hooks are looked after.
 const TEND: Duration = Duration::from_secs(1);
-/// How often addresses in the pods' namespaces are looked at: once in this many rounds of [`TEND`].
+/// How often the node's addresses are looked at, and those in the namespace of each pod: once in this many rounds of
+/// [`TEND`].
 const ADDRESSES_EVERY: u32 = 5;
+/// How often that is done for some of the pods. Not for all at once: a pod that has just been found must not wait for it.
+const ADDRESSES_STEP: Duration = Duration::from_millis(50);
+/// How many pods are marked as pending before it is looked again whether others run already.
+const MARKS: usize = 4;
 /// After the drain deadline, how long aborted connections have to send their RST.
 const AFTERMATH: Duration = Duration::from_millis(300);
 
@@ -98,10 +103,21 @@ impl Control {
         }
     }
 
+    /// Waits until all pods that run already are known.
+    pub(super) async fn await_pods(&mut self, pods: &mut mpsc::UnboundedReceiver<node::Event>) {
+        while let Some(event) = pods.recv().await {
+            if matches!(event, node::Event::Settled) {
+                return;
+            }
+            let _ = self.pods.networks.note(event);
+        }
+    }
+
     /// Runs until a signal, then drains.
     pub(super) async fn run(
         mut self,
         mut found: watch::Receiver<Arc<Mesh>>,
+        mut pods: mpsc::UnboundedReceiver<node::Event>,
         mut asked: mpsc::Receiver<Question>,
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -109,6 +125,8 @@ impl Control {
         let mut tend = tokio::time::interval(TEND);
         tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut attempts = self.datapath.attempts()?;
+        let mut step = tokio::time::interval(ADDRESSES_STEP);
+        step.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut round = 0_u32;
         let mut next: Option<Instant> = None;
         loop {
@@ -123,6 +141,17 @@ impl Control {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 waiting = attempts.next() => waiting?.into_iter().for_each(|attempt| self.try_for(attempt)),
+                Some(event) = pods.recv() => {
+                    // All that has happened by now is one change.
+                    let more = std::iter::from_fn(|| pods.try_recv().ok());
+                    let found = std::iter::once(event).chain(more);
+                    let about = found.filter_map(|event| self.pods.networks.note(event)).collect();
+                    next = self.react(&about);
+                }
+                () = std::future::ready(()), if !self.pods.to_mark.is_empty() => {
+                    let mesh = Arc::clone(&self.mesh);
+                    self.pods.mark_some(&mut self.datapath, &mesh, MARKS);
+                }
                 changed = found.changed() => {
                     changed?;
                     let mesh = Arc::clone(&found.borrow_and_update());
@@ -131,6 +160,11 @@ impl Control {
                 }
                 () = settled => next = self.pods.tend(&mut self.datapath, &self.workers),
                 Some(question) = asked.recv() => self.answer(question).await,
+                _ = step.tick() => {
+                    let mesh = Arc::clone(&self.mesh);
+                    let share = ADDRESSES_STEP.div_duration_f64(TEND * ADDRESSES_EVERY);
+                    self.pods.refresh_addresses(&mut self.datapath, &mesh, share);
+                }
                 _ = tend.tick() => {
                     round = round.wrapping_add(1);
                     self.look_after(round);
@@ -178,6 +212,17 @@ impl Control {
         }
     }
 
+    /// Pods have come or gone, or their networks.
+    fn react(&mut self, about: &BTreeSet<PodUid>) -> Option<Instant> {
+        // Before the first snapshot nobody knows whom it concerns.
+        if self.mesh.version == 0 {
+            return None;
+        }
+        let mesh = Arc::clone(&self.mesh);
+        self.pods.react(&mut self.datapath, &self.workers, &mesh, about);
+        self.pods.tend(&mut self.datapath, &self.workers)
+    }
+
     /// A connection waits for its destination to answer: its worker finds out.
     fn try_for(&self, attempt: Attempt) {
         let Some(pod) = self.pods.enrolled.values().find(|pod| pod.slot.0 == attempt.slot) else { return };
@@ -193,7 +238,6 @@ impl Control {
         self.pods.reconcile(&mut self.datapath, &self.workers, &mesh);
         if round.is_multiple_of(ADDRESSES_EVERY) {
             self.refresh_node_addresses();
-            self.pods.refresh_addresses(&mut self.datapath, &mesh);
         }
         self.watch();
         self.held.sweep();

@@ -5,6 +5,8 @@ mod audit;
 mod certificates;
 mod control;
 mod kernel;
+mod networks;
+mod pending;
 mod pods;
 mod revoke;
 mod status;
@@ -23,7 +25,7 @@ use crate::{
     discovery,
     identity::Identities,
     model::{Certificates, Mesh},
-    proxy,
+    node, proxy,
 };
 
 /// How long a TLS handshake with another agent may take.
@@ -120,6 +122,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             root_namespace: options.root_namespace.as_str().into(),
             first_generation: first_generation(),
         };
+        let (tell, mut pods) = mpsc::unbounded_channel();
+        let finder = node::Finder::new(&options.cgroup, tell)?;
+        let mut finder = tokio::spawn(finder.run());
         let source = discovery::file::Manifests::new(&options.manifests, site);
         let mut source = tokio::spawn(source.run(found));
         let mut log = match datapath.program_log() {
@@ -133,9 +138,12 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
         let revocations = revoke::Revocations::start(datapath.flows()?).context("the thread of revocations")?;
         let parts = control::Parts { datapath, workers, held, identities, revocations };
-        let control = control::Control::new(options, parts, snapshots, answers);
+        let mut control = control::Control::new(options, parts, snapshots, answers);
+        // What runs already must be known before it is decided what of an earlier agent's is not wanted any more.
+        control.await_pods(&mut pods).await;
         tokio::select! {
-            result = control.run(mesh, asked) => result,
+            result = control.run(mesh, pods, asked) => result,
+            end = &mut finder => Err(anyhow::anyhow!("looking for pods ended: {end:?}")),
             end = &mut source => Err(anyhow::anyhow!("reading the manifests ended: {end:?}")),
             end = &mut admin => Err(anyhow::anyhow!("the admin socket ended: {end:?}")),
             end = &mut rotation => Err(anyhow::anyhow!("the rotation of certificates ended: {end:?}")),

@@ -1,22 +1,23 @@
 //! The pods of this node on their way into the mesh and out of it: which are armed, and in what order that happens.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     io,
     net::{IpAddr, TcpListener},
-    path::Path,
+    ops::Bound,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use mesh_common::{Counters, INBOUND_PORT, OUTBOUND_PORT};
 
+use super::{networks::Networks, pending::Pending};
 use crate::{
     datapath::{Datapath, Listeners, Slot, WorkloadConfig},
-    model::{Identity, Location, Mesh, ObjectName, Problem, Reason, Severity, Workload},
+    model::{Identity, Location, Mesh, ObjectName, PodUid, Problem, Reason, Severity, Workload},
     net::{
         listen::{limbo, listen},
-        netns::{self, Netns},
+        netns,
     },
     proxy::{Command, Pod, PodListeners, WorkerHandle},
 };
@@ -27,6 +28,8 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// A pod that is armed, or was.
 pub(super) struct Enrolled {
     pub(super) pod: Arc<Pod>,
+    /// What it was found by in the cgroup tree, if it was.
+    pub(super) uid: Option<PodUid>,
     pub(super) cookie: u64,
     pub(super) slot: Slot,
     pub(super) config: WorkloadConfig,
@@ -50,6 +53,15 @@ pub(super) enum Stage {
 }
 
 impl Enrolled {
+    fn is_settling(&self) -> bool {
+        matches!(self.stage, Stage::Settling(_))
+    }
+
+    /// Whether its cgroup is there, if it was found by that.
+    fn is_on(&self, networks: &Networks) -> bool {
+        self.uid.as_ref().is_none_or(|uid| networks.seen(uid).is_some())
+    }
+
     /// Relayed connections that are open.
     pub(super) fn open(&self) -> u64 {
         let mut sum = crate::model::RelayStatus::default();
@@ -66,6 +78,17 @@ pub(super) struct Pods {
     pub(super) enrolled: BTreeMap<ObjectName, Enrolled>,
     /// Why a pod that should be armed is not.
     pub(super) failed: BTreeMap<ObjectName, Problem>,
+    /// Where the pods are.
+    pub(super) networks: Networks,
+    /// Slots of pods whose cgroup is there and that are not armed yet.
+    pub(super) pending: HashMap<PodUid, Pending>,
+    /// Those that may have to be marked as pending: after those that have to be armed.
+    pub(super) to_mark: VecDeque<Arc<Workload>>,
+    /// Workloads of this node that are known by their UID, of the snapshot with this version.
+    pub(super) by_uid: HashMap<PodUid, Arc<Workload>>,
+    version: u64,
+    /// The last pod whose addresses were looked at.
+    refreshed: Option<ObjectName>,
     adopted: HashMap<u64, Slot>,
     generation: u32,
     keepalive: Duration,
@@ -75,19 +98,32 @@ pub(super) struct Pods {
 impl Pods {
     pub(super) fn new(datapath: &Datapath, direct: bool, keepalive: Duration) -> Self {
         let adopted = if datapath.adopted() { datapath.slots() } else { HashMap::new() };
-        Self { enrolled: BTreeMap::new(), failed: BTreeMap::new(), adopted, generation: 0, keepalive, direct }
+        Self {
+            enrolled: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            networks: Networks::default(),
+            pending: HashMap::new(),
+            to_mark: VecDeque::new(),
+            by_uid: HashMap::new(),
+            version: 0,
+            refreshed: None,
+            adopted,
+            generation: 0,
+            keepalive,
+            direct,
+        }
     }
 
     /// Brings the kernel in line with the snapshot: disarms first, then arms.
     pub(super) fn reconcile(&mut self, datapath: &mut Datapath, workers: &[WorkerHandle], mesh: &Mesh) {
         let wanted: BTreeMap<&ObjectName, &Arc<Workload>> =
-            mesh.workloads.iter().filter(|(_, workload)| should_be_armed(mesh, workload)).collect();
+            mesh.workloads.iter().filter(|(_, workload)| self.should_be_armed(mesh, workload)).collect();
         let leaving: Vec<ObjectName> = self
             .enrolled
             .iter()
             .filter(|(name, pod)| {
                 pod.stage == Stage::Armed
-                    && wanted.get(name).is_none_or(|workload| workload.netns.as_deref() != Some(pod.pod.netns.path()))
+                    && !wanted.get(name).is_some_and(|workload| self.is_in_its_network(workload, pod))
             })
             .map(|(name, _)| name.clone())
             .collect();
@@ -95,16 +131,53 @@ impl Pods {
             self.disarm(datapath, &name);
         }
         self.failed.retain(|name, _| wanted.contains_key(name));
-        for (name, workload) in wanted {
-            match self.arm(datapath, workers, workload) {
-                Ok(()) => {
-                    self.failed.remove(name);
-                }
-                Err(error) => {
-                    let problem = arm_problem(workload, &error);
-                    if self.failed.insert(name.clone(), problem.clone()).as_ref() != Some(&problem) {
-                        tracing::error!(pod = %name, error = format!("{error:#}"), reason = problem.reason.code(), "cannot arm");
-                    }
+        if self.version != mesh.version {
+            self.version = mesh.version;
+            let here = mesh.workloads.values().filter(|workload| workload.is_on(&mesh.node.name));
+            self.by_uid = here.filter_map(|workload| Some((workload.uid.clone()?, Arc::clone(workload)))).collect();
+        }
+        self.mark_all(datapath, mesh);
+        for workload in wanted.into_values() {
+            self.arm_or_report(datapath, workers, workload);
+        }
+    }
+
+    /// The same for pods of which something was found, and no others: they are in a hurry.
+    pub(super) fn react(
+        &mut self,
+        datapath: &mut Datapath,
+        workers: &[WorkerHandle],
+        mesh: &Mesh,
+        found: &BTreeSet<PodUid>,
+    ) {
+        let workloads: Vec<_> = found.iter().filter_map(|uid| self.by_uid.get(uid).cloned()).collect();
+        // Those that run before those that will.
+        for workload in
+            workloads.iter().filter(|workload| self.should_be_armed(mesh, workload)).cloned().collect::<Vec<_>>()
+        {
+            let is_elsewhere = self
+                .enrolled
+                .get(&workload.name)
+                .is_some_and(|pod| pod.stage == Stage::Armed && !self.is_in_its_network(&workload, pod));
+            if is_elsewhere {
+                self.disarm(datapath, &workload.name);
+            }
+            self.arm_or_report(datapath, workers, &workload);
+        }
+        self.to_mark.extend(workloads);
+    }
+
+    fn arm_or_report(&mut self, datapath: &mut Datapath, workers: &[WorkerHandle], workload: &Workload) {
+        let name = &workload.name;
+        match self.arm(datapath, workers, workload) {
+            Ok(()) => {
+                self.failed.remove(name);
+                self.unmark(datapath, workload);
+            }
+            Err(error) => {
+                let problem = arm_problem(workload, &error);
+                if self.failed.insert(name.clone(), problem.clone()).as_ref() != Some(&problem) {
+                    tracing::error!(pod = %name, error = format!("{error:#}"), reason = problem.reason.code(), "cannot arm");
                 }
             }
         }
@@ -116,20 +189,21 @@ impl Pods {
         if let Err(error) = datapath.forget_others(|cookie| keep.contains(&cookie)) {
             tracing::warn!(%error, "what an earlier agent left cannot be removed");
         }
+        self.unmark_others(datapath);
         self.adopted.clear();
     }
 
     fn arm(&mut self, datapath: &mut Datapath, workers: &[WorkerHandle], workload: &Workload) -> anyhow::Result<()> {
-        let Some(path) = workload.netns.as_deref() else { return Ok(()) };
-        match self.enrolled.get(&workload.name).map(|pod| pod.stage) {
-            Some(Stage::Armed) => return self.update(datapath, workload),
+        let Some(network) = self.networks.of(workload) else { return Ok(()) };
+        match self.enrolled.get(&workload.name) {
+            Some(pod) if pod.stage == Stage::Armed => return self.update(datapath, workload),
             // It comes back while it was leaving: its listeners are open still.
-            Some(Stage::Settling(_)) if self.is_same_netns(&workload.name, path) => {
+            Some(pod) if pod.is_settling() && network.is(&pod.pod.netns) && pod.pod.netns.is_still_there() => {
                 return self.update(datapath, workload);
             }
             Some(_) | None => {}
         }
-        let netns = Netns::open(path)?;
+        let netns = network.open()?;
         let count = workers.len();
         let keepalive = self.keepalive;
         let found = netns.run(|| inspect(count, keepalive))?;
@@ -146,7 +220,7 @@ impl Pods {
                 if let Some(replaced) = before {
                     retire(datapath, workers, &replaced);
                 }
-                let (slot, base) = self.slot(datapath, found.cookie)?;
+                let (slot, base) = self.slot(datapath, workload, found.cookie)?;
                 (slot, base, Arc::new(Pod::new(workload.name.clone(), slot.0, netns, count)))
             }
         };
@@ -160,8 +234,10 @@ impl Pods {
             worker.send(Command::Add(Arc::clone(&pod), PodListeners { outbound, inbound }));
         }
         let (stage, limbo) = (Stage::Armed, Some(listeners.limbo));
+        let uid = if workload.netns.is_some() { None } else { workload.uid.clone() };
         let enrolled = Enrolled {
             pod,
+            uid,
             cookie: found.cookie,
             slot,
             config,
@@ -175,13 +251,18 @@ impl Pods {
             return Err(error.into());
         }
         let mode = enrolled.config.mode;
-        tracing::info!(pod = %workload.name, netns = %path.display(), slot = slot.0, ?mode, "armed");
+        tracing::info!(pod = %workload.name, netns = %enrolled.pod.netns.path().display(), slot = slot.0, ?mode, "armed");
         self.enrolled.insert(workload.name.clone(), enrolled);
         Ok(())
     }
 
-    fn is_same_netns(&self, name: &ObjectName, path: &Path) -> bool {
-        self.enrolled.get(name).is_some_and(|pod| pod.pod.netns.path() == path && pod.pod.netns.is_still_there())
+    fn is_in_its_network(&self, workload: &Workload, pod: &Enrolled) -> bool {
+        self.networks.of(workload).is_some_and(|network| network.is(&pod.pod.netns))
+    }
+
+    /// Enrolled, of this node, and with a network namespace of its own that is there.
+    pub(super) fn should_be_armed(&self, mesh: &Mesh, workload: &Workload) -> bool {
+        may_be_armed(mesh, workload) && self.networks.of(workload).is_some()
     }
 
     /// Writes the configuration of a pod that has its listeners, if it has changed.
@@ -205,13 +286,22 @@ impl Pods {
         Ok(())
     }
 
-    fn slot(&mut self, datapath: &mut Datapath, cookie: u64) -> anyhow::Result<(Slot, Counters)> {
+    fn slot(&mut self, datapath: &mut Datapath, workload: &Workload, cookie: u64) -> anyhow::Result<(Slot, Counters)> {
         if let Some(slot) = self.adopted.get(&cookie) {
             return Ok((*slot, datapath.counters(*slot)?));
         }
-        let taken =
-            |slot| self.enrolled.values().any(|pod| pod.slot == slot) || self.adopted.values().any(|s| *s == slot);
-        let slot = datapath.free_slot(taken)?;
+        match workload.uid.as_ref().and_then(|uid| self.pending.get(uid)) {
+            Some(pending) => Ok((pending.slot, Counters::default())),
+            None => self.new_slot(datapath),
+        }
+    }
+
+    /// A slot that nobody has, all of its counters 0.
+    pub(super) fn new_slot(&mut self, datapath: &mut Datapath) -> anyhow::Result<(Slot, Counters)> {
+        let enrolled = self.enrolled.values().map(|pod| pod.slot);
+        let pending = self.pending.values().map(|pending| pending.slot);
+        let taken: HashSet<Slot> = enrolled.chain(pending).chain(self.adopted.values().copied()).collect();
+        let slot = datapath.free_slot(|slot| taken.contains(&slot))?;
         datapath.reset_counters(slot)?;
         Ok((slot, Counters::default()))
     }
@@ -246,7 +336,7 @@ impl Pods {
         let now = Instant::now();
         for (name, pod) in &mut self.enrolled {
             match pod.stage {
-                Stage::Armed | Stage::Settling(_) if !pod.pod.netns.is_still_there() => {
+                Stage::Armed | Stage::Settling(_) if !pod.pod.netns.is_still_there() || !pod.is_on(&self.networks) => {
                     retire(datapath, workers, pod);
                     pod.limbo = None;
                     pod.stage = Stage::Closed;
@@ -271,9 +361,14 @@ impl Pods {
             .min()
     }
 
-    /// Looks for addresses that pods have got or lost since.
-    pub(super) fn refresh_addresses(&mut self, datapath: &mut Datapath, mesh: &Mesh) {
-        let names: Vec<ObjectName> = self.enrolled.keys().cloned().collect();
+    /// Looks for addresses that pods have got or lost since; at this share of the pods, the others in turn.
+    pub(super) fn refresh_addresses(&mut self, datapath: &mut Datapath, mesh: &Mesh, share: f64) {
+        let count = (self.enrolled.len() as f64 * share).ceil() as usize;
+        let after = self.refreshed.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let names: Vec<ObjectName> =
+            self.enrolled.range((after, Bound::Unbounded)).map(|(name, _)| name.clone()).take(count).collect();
+        // At the end it begins anew.
+        self.refreshed = names.last().cloned().filter(|_| names.len() == count);
         for name in names {
             let Some(pod) = self.enrolled.get_mut(&name).filter(|pod| pod.stage == Stage::Armed) else { continue };
             let Ok(mut found) = pod.pod.netns.run(netns::addresses) else { continue };
@@ -330,12 +425,9 @@ fn inspect(workers: usize, keepalive: Duration) -> io::Result<Found> {
     Ok(Found { cookie: netns::cookie()?, addresses: netns::addresses()?, listeners })
 }
 
-/// Enrolled, of this node, and with a network namespace of its own that is there.
-pub(super) fn should_be_armed(mesh: &Mesh, workload: &Workload) -> bool {
-    workload.enrolled
-        && workload.is_on(&mesh.node.name)
-        && !workload.host_network
-        && workload.netns.as_deref().is_some_and(Path::exists)
+/// Enrolled, of this node, and not on the node's own network.
+pub(super) fn may_be_armed(mesh: &Mesh, workload: &Workload) -> bool {
+    workload.enrolled && workload.is_on(&mesh.node.name) && !workload.host_network
 }
 
 fn arm_problem(workload: &Workload, error: &anyhow::Error) -> Problem {

@@ -14,7 +14,7 @@ use nix::{
 use super::{
     audit,
     control::Control,
-    pods::{Enrolled, Stage, should_be_armed},
+    pods::{Enrolled, Stage, may_be_armed},
     vouched,
 };
 use crate::{
@@ -38,6 +38,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(40);
 pub(super) struct Watched {
     unavailable: u64,
     unredirectable: u64,
+    unarmed: u64,
     /// When either last rose.
     rose: Option<Instant>,
 }
@@ -54,9 +55,13 @@ impl Control {
             let seen = Watched {
                 unavailable: unavailable(now),
                 unredirectable: now.out_passed_unredirectable,
+                unarmed: now.out_passed_unarmed + now.out_refused_unarmed,
                 rose: before.rose,
             };
-            if seen.unavailable > before.unavailable || seen.unredirectable > before.unredirectable {
+            if seen.unavailable > before.unavailable
+                || seen.unredirectable > before.unredirectable
+                || seen.unarmed > before.unarmed
+            {
                 *before = Watched { rose: Some(Instant::now()), ..seen };
             }
         }
@@ -80,6 +85,7 @@ pub(super) async fn of(control: &mut Control) -> Status {
     let workers = workers(control);
     let mut problems = control.mesh.problems.clone();
     problems.extend(control.pods.failed.values().cloned());
+    problems.extend(control.mesh.workloads.values().filter_map(|workload| unknown_problem(control, workload)));
     problems.extend(hooks.iter().filter(|hook| !hook.armed).map(hook_problem));
     problems
         .extend(control.workers.iter().zip(&workers).filter_map(|(handle, w)| worker_problem(handle.is_running(), w)));
@@ -230,8 +236,9 @@ pub(super) fn states(control: &Control) -> impl Iterator<Item = (ObjectName, Pod
 fn state(control: &Control, workload: Option<&Workload>, pod: Option<&Enrolled>) -> PodState {
     match (pod.map(|pod| pod.stage), workload) {
         (Some(Stage::Armed), _) => PodState::Armed,
-        (Some(_), Some(workload)) if should_be_armed(&control.mesh, workload) => PodState::Failed,
+        (Some(_), Some(workload)) if control.pods.should_be_armed(&control.mesh, workload) => PodState::Failed,
         (Some(_), _) => PodState::Draining,
+        (None, Some(workload)) if is_awaited(control, workload) => PodState::Waiting,
         (None, Some(workload)) if workload.enrolled => PodState::Failed,
         (None, _) => PodState::Off,
     }
@@ -253,9 +260,13 @@ fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, p
         shares = audit::shares(pod, &handed);
         unaccounted = (handed.out_established + handed.out_orphaned + handed.in_established).saturating_sub(accepted);
     }
+    if let Some(pending) = workload.and_then(|w| w.uid.as_ref()).and_then(|uid| control.pods.pending.get(uid)) {
+        c = control.datapath.counters(pending.slot).unwrap_or_default();
+    }
     let addresses =
         pod.map_or_else(|| workload.map(|w| w.addresses.clone()).unwrap_or_default(), |p| p.config.addresses.clone());
-    let bypassed = c.out_passed_unavailable + c.out_passed_unredirectable + c.in_passed_unavailable;
+    let bypassed =
+        c.out_passed_unavailable + c.out_passed_unarmed + c.out_passed_unredirectable + c.in_passed_unavailable;
     PodStatus {
         name: name.clone(),
         addresses,
@@ -273,10 +284,35 @@ fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, p
         captured: c.out_redirected + c.out_direct + c.in_redirected + c.in_direct + c.in_relayed,
         passed: bypassed + c.out_excluded + c.out_no_address + c.in_node + c.in_excluded,
         bypassed,
-        refused: c.out_refused_unavailable + c.out_refused_unredirectable + c.in_refused_unavailable,
+        refused: c.out_refused_unavailable
+            + c.out_refused_unarmed
+            + c.out_refused_unredirectable
+            + c.in_refused_unavailable,
         unaccounted,
         counters: Counters::NAMES.iter().map(|name| (*name).to_owned()).zip(c.values()).collect(),
     }
+}
+
+/// Whether the workload will be armed as soon as it runs: it is found by its UID, and has no address yet, which it gets
+/// when its sandbox is made.
+fn is_awaited(control: &Control, workload: &Workload) -> bool {
+    may_be_armed(&control.mesh, workload)
+        && workload.netns.is_none()
+        && workload.uid.is_some()
+        && workload.addresses.is_empty()
+        && !control.pods.should_be_armed(&control.mesh, workload)
+}
+
+/// A workload that has an address, and so runs, and was not found.
+fn unknown_problem(control: &Control, workload: &Workload) -> Option<Problem> {
+    let is_found = control.pods.enrolled.contains_key(&workload.name)
+        || control.pods.should_be_armed(&control.mesh, workload)
+        || is_awaited(control, workload);
+    let by_uid = workload.netns.is_none() && workload.uid.is_some();
+    (by_uid && !is_found && may_be_armed(&control.mesh, workload)).then(|| {
+        let message = "it has an address, and no process of it was found in a network namespace of its own".to_owned();
+        problem(Reason::NetnsUnknown, Severity::Error, format!("Pod {}", workload.name), message)
+    })
 }
 
 pub(super) fn problem(reason: Reason, severity: Severity, object: String, message: String) -> Problem {
@@ -320,6 +356,7 @@ fn bypass_problems(name: &ObjectName, watched: &Watched) -> Vec<Problem> {
     let kinds = [
         (Reason::CaptureUnavailable, watched.unavailable, "passed or were refused while no worker answered"),
         (Reason::CaptureBypassed, watched.unredirectable, "could not be redirected and passed unseen"),
+        (Reason::CaptureUnarmed, watched.unarmed, "passed or were refused before the pod was armed"),
     ];
     kinds
         .into_iter()

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use anyhow::Context;
@@ -52,8 +52,15 @@ pub(super) fn mounts() -> anyhow::Result<Vec<Mount>> {
 }
 
 /// The cgroup v2 mount to use: one of the whole hierarchy, `/sys/fs/cgroup` before others.
+///
+/// In a container with a cgroup namespace of its own, `/` is the container's cgroup, and the node's root, mounted from
+/// the node, shows as so many folders above it (cgroup_namespaces(7)).
 pub(super) fn choose_cgroup(mounts: &[Mount]) -> Option<&Mount> {
     let of_kind = || mounts.iter().filter(|mount| mount.kind == "cgroup2");
+    let above = |mount: &Mount| mount.root.components().filter(|part| *part == Component::ParentDir).count();
+    if let Some(highest) = of_kind().filter(|mount| above(mount) > 0).max_by_key(|mount| above(mount)) {
+        return Some(highest);
+    }
     let whole = || of_kind().filter(|mount| mount.root == Path::new("/"));
     whole()
         .find(|mount| mount.point == Path::new("/sys/fs/cgroup"))
@@ -126,6 +133,10 @@ nonsense
         assert_eq!(chosen(HYBRID), Some("/sys/fs/cgroup/unified".into()));
         let pure = format!("{HYBRID}42 23 0:40 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n");
         assert_eq!(chosen(&pure), Some("/sys/fs/cgroup".into()));
+        let in_container = format!(
+            "50 23 0:40 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n51 23 0:40 /../../.. /host/cgroup rw - cgroup2 cgroup rw\n{HYBRID}"
+        );
+        assert_eq!(chosen(&in_container), Some("/host/cgroup".into()));
         assert_eq!(chosen("36 35 98:0 /mnt1 /mnt2 rw - ext3 /dev/root rw\n"), None);
     }
 

@@ -11,7 +11,7 @@ use aya::{
 };
 use mesh_common::{
     Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, FLOW_DIRECT,
-    FLOW_OUTBOUND, FLOW_UPSTREAM, Flow, Inbound, PortKey, REACH_OPEN, REACH_REFUSED, Reach, Tuple, WAY_DIRECT,
+    FLOW_OUTBOUND, FLOW_UPSTREAM, Flow, Inbound, Pending, PortKey, REACH_OPEN, REACH_REFUSED, Reach, Tuple, WAY_DIRECT,
     WAY_RELAY, WAY_SERVICE, Worker, Workload,
 };
 
@@ -22,6 +22,7 @@ use crate::model::{OrigDst, Reachable, address};
 pub(super) struct ControlMaps {
     pub(super) agent: Array<MapData, Agent>,
     pub(super) workloads: HashMap<MapData, u64, Workload>,
+    pub(super) pending: HashMap<MapData, u64, Pending>,
     pub(super) addresses: HashMap<MapData, Address, Inbound>,
     pub(super) node_addresses: HashMap<MapData, Address, u32>,
     pub(super) excluded_ports: HashMap<MapData, PortKey, u32>,
@@ -39,6 +40,7 @@ impl ControlMaps {
         Ok(Self {
             agent: open(pins, "AGENT")?,
             workloads: open(pins, "WORKLOADS")?,
+            pending: open(pins, "PENDING")?,
             addresses: open(pins, "ADDRESSES")?,
             node_addresses: open(pins, "NODE_ADDRESSES")?,
             excluded_ports: open(pins, "EXCLUDED_PORTS")?,

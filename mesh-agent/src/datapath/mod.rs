@@ -8,11 +8,13 @@ mod error;
 mod foreign;
 mod maps;
 mod object;
+mod pending;
 mod pins;
 mod program_log;
 mod workload;
 
 use std::{
+    collections::{BTreeSet, HashMap},
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
@@ -23,7 +25,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupSockAddr, SkLookup, SockOps},
 };
-use mesh_common::{ABI_VERSION, Agent};
+use mesh_common::{ABI_VERSION, Address, Agent};
 
 pub use attempts::{Attempt, Attempts};
 pub use cleanup::{cleanup, unmount};
@@ -61,6 +63,10 @@ pub struct Datapath {
     /// Keeps other agents off the pins.
     _lock: pins::PinLock,
     cgroup: PathBuf,
+    /// Keys of `ADDRESSES`, by whose they are: the map is not looked through for every pod.
+    addresses: HashMap<Slot, Vec<Address>>,
+    /// Keys of `PENDING`.
+    pending: BTreeSet<u64>,
     /// Whether maps of an earlier agent were found and taken over.
     adopted: bool,
     /// Whether bpffs was not mounted before.
@@ -84,7 +90,12 @@ impl Datapath {
         load_program::<SockOps>(&mut ebpf, SOCK_OPS, SockOps::load)?;
         load_program::<SkLookup>(&mut ebpf, SK_LOOKUP, SkLookup::load)?;
         let maps = ControlMaps::open(&pins)?;
-        Ok(Self { ebpf, maps, pins, _lock: lock, cgroup: options.cgroup.clone(), adopted, mounted })
+        let mut addresses: HashMap<Slot, Vec<Address>> = HashMap::new();
+        for (address, inbound) in maps.addresses.iter().filter_map(Result::ok) {
+            addresses.entry(Slot(inbound.slot)).or_default().push(address);
+        }
+        let pending = maps.pending.keys().filter_map(Result::ok).collect();
+        Ok(Self { ebpf, maps, pins, _lock: lock, cgroup: options.cgroup.clone(), addresses, pending, adopted, mounted })
     }
 
     /// Whether an earlier agent's state was adopted.
@@ -102,8 +113,14 @@ impl Datapath {
     /// Their options are set by the connect hook; `keepalive` is one of them, in whole seconds, zero for none.
     pub fn introduce(&mut self, workers: u32, keepalive: Duration) -> Result<(), Error> {
         self.maps.flush_decisions()?;
-        let agent =
-            Agent { abi: ABI_VERSION, tgid: std::process::id(), workers, keepalive_s: keepalive.as_secs() as u32 };
+        let agent = Agent {
+            abi: ABI_VERSION,
+            tgid: std::process::id(),
+            workers,
+            keepalive_s: keepalive.as_secs() as u32,
+            pending: self.pending().len() as u32,
+            reserved: 0,
+        };
         Ok(self.maps.agent.set(0, agent, 0)?)
     }
 

@@ -203,16 +203,16 @@ impl Datapath {
     }
 
     fn retain_addresses(&mut self, slot: Slot, keep: &[Address]) -> Result<(), Error> {
-        let stale: Vec<Address> = self
-            .maps
-            .addresses
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(address, inbound)| inbound.slot == slot.0 && !keep.contains(address))
-            .map(|(address, _)| address)
-            .collect();
-        for address in stale {
-            self.maps.addresses.remove(&address)?;
+        let known = self.addresses.entry(slot).or_default();
+        for address in std::mem::replace(known, keep.to_vec()).into_iter().filter(|address| !keep.contains(address)) {
+            // Another pod's by now, it is not ours to remove.
+            let is_own = self.maps.addresses.get(&address, 0).is_ok_and(|inbound| inbound.slot == slot.0);
+            if is_own {
+                self.maps.addresses.remove(&address)?;
+            }
+        }
+        if keep.is_empty() {
+            self.addresses.remove(&slot);
         }
         Ok(())
     }

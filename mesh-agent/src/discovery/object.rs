@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::model::{Authorization, Location, Mode, ObjectName, TrafficDistribution};
+use crate::model::{Authorization, Location, Mode, ObjectName, PodUid, TrafficDistribution};
 
 /// A kind that the agent reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,6 +101,8 @@ pub(super) struct Netns {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pod {
     pub(super) settings: Settings,
+    /// What its cgroup is named after.
+    pub(super) uid: Option<PodUid>,
     /// Sorted by key.
     pub(super) labels: Vec<(Box<str>, Box<str>)>,
     pub(super) service_account: Arc<str>,

@@ -8,7 +8,7 @@ use super::{
     object::{Key, Kind, NodeSpec, Object, Pod, ServiceSpec, Slice, SliceEndpoint},
     security, yaml,
 };
-use crate::model::{Location, ObjectName, Problem, Reason, Severity, TrafficDistribution};
+use crate::model::{Location, ObjectName, PodUid, Problem, Reason, Severity, TrafficDistribution};
 
 #[cfg(test)]
 mod tests;
@@ -203,6 +203,7 @@ fn object(root: &Field<'_>, key: &Key, notes: &mut Vec<FieldError>) -> Result<Ob
             let phase = status.get("phase");
             Object::Pod(Pod {
                 settings,
+                uid: pod_uid(&metadata)?,
                 labels: security::labels(&metadata.get("labels"))?,
                 service_account: service_account(&spec)?.into(),
                 node: spec.get("nodeName").text()?.filter(|node| !node.is_empty()).map(Into::into),
@@ -228,6 +229,15 @@ fn unreadable(root: &Field<'_>, key: &Key) -> Option<Object> {
         Kind::AuthorizationPolicy => security::unreadable_authorization_policy(root, &key.name),
         _ => None,
     }
+}
+
+/// The UID by which the kubelet knows the pod: that of a static pod's mirror object is another.
+fn pod_uid(metadata: &Field<'_>) -> Result<Option<PodUid>> {
+    let annotations = metadata.mapping("annotations")?;
+    let hash = annotations.get("kubernetes.io/config.hash");
+    let own = metadata.get("uid");
+    let uid = if hash.is_absent() { own.text()? } else { hash.text()? };
+    Ok(uid.and_then(PodUid::parse))
 }
 
 fn service_account<'a>(spec: &'a Field<'a>) -> Result<&'a str> {

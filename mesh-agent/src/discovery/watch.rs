@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::PathBuf,
 };
 
@@ -12,7 +11,7 @@ use nix::{
 };
 use tokio::io::unix::AsyncFd;
 
-use crate::sys;
+use crate::sys::{self, Readable};
 
 /// Something happened in a folder, or to it.
 #[derive(Clone, Debug)]
@@ -25,24 +24,9 @@ pub(super) struct Event {
 
 /// A set of watched folders.
 pub(super) struct Watch {
-    inotify: AsyncFd<Readable>,
+    inotify: AsyncFd<Readable<Inotify>>,
     what: AddWatchFlags,
     folders: BTreeMap<WatchDescriptor, PathBuf>,
-}
-
-/// What [`AsyncFd`] needs.
-struct Readable(Inotify);
-
-impl AsFd for Readable {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl AsRawFd for Readable {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
 }
 
 impl Watch {

@@ -37,4 +37,4 @@ pub use status::{
 };
 pub use transport::{Direction, PlaintextReason, Transport};
 pub use verdicted::{Outcome, Verdicted};
-pub use workload::{Exclusions, Mode, ObjectName, PodState, Workload};
+pub use workload::{Exclusions, Mode, ObjectName, PodState, PodUid, Workload};

@@ -95,6 +95,7 @@ reasons! {
     DuplicateAddress "duplicate_address" Configuration "Two pods or services have the same address." "Give each its own address; until then the first one keeps it.";
     UnknownKind "unknown_kind" Configuration "A document is of a kind that the agent does not read." "None needed, unless it was meant to have an effect.";
     NetnsMissing "netns_missing" Configuration "The pod's network namespace does not exist." "Create it, or correct the annotation mesh-agent.io/netns.";
+    NetnsUnknown "netns_unknown" Agent "An enrolled pod of this node runs, and its network namespace was not found in the cgroup tree." "Let the agent run in the node's pid namespace with CAP_SYS_PTRACE, and name the root of the node's cgroup v2 tree with --cgroup.";
     NetnsUnnamed "netns_unnamed" Configuration "An enrolled pod of this node does not say which network namespace is its own." "Add the annotation mesh-agent.io/netns: NAME-OR-PATH.";
     HostNetwork "host_network" Configuration "An enrolled pod uses the node's network and cannot be captured." "Set mesh-agent.io/mesh: disabled on it, or give it its own network.";
     SourceUnreadable "source_unreadable" Configuration "The folder of manifests cannot be read." "Check that it exists and is readable; until then the last good state stays in force.";
@@ -116,6 +117,7 @@ reasons! {
     ArmFailed "arm_failed" Agent "A pod could not be armed: its connections are not captured." "See the message; mesh-agent check tells what the host lacks.";
     HookMissing "hook_missing" Agent "A program that must be attached is not." "Restart the agent; if it stays, look for another tool that detaches cgroup programs.";
     CaptureUnavailable "capture_unavailable" Agent "Connections that should have been captured passed or were refused because no worker answered." "Find out why the agent was down or stuck: see its log around the time.";
+    CaptureUnarmed "capture_unarmed" Agent "Connections left a pod before it was armed: they passed or were refused." "Find out why the agent was late: it must run before the pods do, with CPU to spare; mode strict refuses them.";
     CaptureUnaccounted "capture_unaccounted" Agent "The kernel handed over more connections than the agent dealt with." "Connections were lost when an agent died, or there is a bug: see the log, and report it.";
     CaptureBypassed "capture_bypassed" Agent "Connections could not be redirected and passed unseen." "A socket was bound to a device: see docs/DATAPATH.md; mode strict refuses them.";
     CertificateOverdue "certificate_overdue" Agent "A certificate should have been renewed and was not; it is valid still." "mesh-agent policy certificates tells what the certificate authority answered; mend that before it expires.";

@@ -29,6 +29,41 @@ impl fmt::Display for ObjectName {
     }
 }
 
+/// What the kubelet calls a pod: its `metadata.uid`, or for a static pod the hash of its configuration, which is what its
+/// cgroup is named after.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PodUid(Arc<str>);
+
+impl PodUid {
+    /// A UUID as RFC 9562 writes it, or 32 hexadecimal digits; lower case.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_uid = match text.len() {
+            36 => text.bytes().enumerate().all(|(at, byte)| match at {
+                8 | 13 | 18 | 23 => byte == b'-',
+                _ => is_digit(byte),
+            }),
+            32 => text.bytes().all(is_digit),
+            _ => false,
+        };
+        is_uid.then(|| Self(text.into()))
+    }
+
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn is_digit(byte: u8) -> bool {
+    byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// What becomes of plaintext from strangers, and of everything while no agent answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -65,7 +100,7 @@ pub struct Exclusions {
     pub inbound_cidrs: Vec<IpNet>,
 }
 
-/// How far a pod has come into the mesh. Anything but `Armed` of an enrolled pod is unhealthy.
+/// How far a pod has come into the mesh. Anything but `Armed` and `Waiting` of an enrolled pod is unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PodState {
@@ -77,6 +112,8 @@ pub enum PodState {
     Draining,
     /// Enrolled, and not captured: see its problems.
     Failed,
+    /// Enrolled, and not there yet: it will be armed before its first container runs.
+    Waiting,
     /// Enrolled, on another node.
     Remote,
 }
@@ -94,6 +131,8 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// From `mesh-agent.io/netns`, resolved to a path. Only pods of this node have one.
     pub netns: Option<PathBuf>,
+    /// By which its cgroup is known, and so its network namespace where no annotation names it.
+    pub uid: Option<PodUid>,
     /// `spec.hostNetwork`: cannot be captured.
     pub host_network: bool,
     /// By its own annotation or label, else by its namespace's.
@@ -117,6 +156,7 @@ impl Workload {
             node: None,
             addresses: Vec::new(),
             netns: None,
+            uid: None,
             host_network: false,
             enrolled: false,
             mode: Mode::default(),

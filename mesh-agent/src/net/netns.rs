@@ -29,6 +29,8 @@ pub struct Netns {
     file: File,
     path: PathBuf,
     id: NetnsId,
+    /// Whether the path is a name that it is known by, as opposed to the place where it happened to be found.
+    is_named: bool,
 }
 
 thread_local! {
@@ -42,7 +44,23 @@ impl Netns {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let id = id_of(&file.metadata()?);
-        Ok(Self { file, path: path.to_owned(), id })
+        Ok(Self { file, path: path.to_owned(), id, is_named: true })
+    }
+
+    /// Opens the namespace that a process is in. It outlives the process.
+    ///
+    /// # Errors
+    /// `NotFound` or ESRCH if there is no such process, `PermissionDenied` if this one may not look at it (ptrace(2),
+    /// "Ptrace access mode checking").
+    pub fn of_process(pid: &str) -> io::Result<Self> {
+        let mut netns = Self::open(&Path::new("/proc").join(pid).join("ns/net"))?;
+        netns.is_named = false;
+        Ok(netns)
+    }
+
+    /// Which one it is.
+    pub fn id(&self) -> NetnsId {
+        self.id
     }
 
     /// Its file.
@@ -55,9 +73,9 @@ impl Netns {
         &self.path
     }
 
-    /// Whether the path still leads to this very namespace.
+    /// Whether the name still leads to this very namespace. One that was found at a process has none to lose.
     pub fn is_still_there(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|metadata| id_of(&metadata) == self.id)
+        !self.is_named || std::fs::metadata(&self.path).is_ok_and(|metadata| id_of(&metadata) == self.id)
     }
 
     /// Moves this thread into the namespace, for good. Only for threads that make sockets and nothing else that cares.

@@ -18,7 +18,7 @@ pub struct Pod {
     /// Its slot in the kernel's maps.
     pub slot: u32,
     /// Its network namespace.
-    pub netns: Netns,
+    pub netns: Arc<Netns>,
     /// Counters, by worker.
     pub counters: Vec<Arc<PodCounters>>,
     /// Generation of the workload as the kernel knows it; 0 while it is being changed.
@@ -29,7 +29,7 @@ pub struct Pod {
 
 impl Pod {
     /// With zero counters.
-    pub fn new(name: ObjectName, slot: u32, netns: Netns, workers: usize) -> Self {
+    pub fn new(name: ObjectName, slot: u32, netns: Arc<Netns>, workers: usize) -> Self {
         let counters = (0..workers).map(|_| Arc::default()).collect();
         Self { name, slot, netns, counters, generation: AtomicU32::new(0), addresses: RwLock::new([].into()) }
     }

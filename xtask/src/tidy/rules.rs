@@ -8,13 +8,14 @@ const FUNCTION_LINES: usize = 100;
 
 /// Modules of mesh-agent and what each may use. The proxy reaches the data path through traits of its own; the commands
 /// use discovery and net for the preflight.
-const EDGES: [(&str, &[&str]); 15] = [
+const EDGES: [(&str, &[&str]); 16] = [
     ("model", &[]),
     ("policy", &["model"]),
     ("route", &["model"]),
     ("balance", &["model"]),
     ("sys", &[]),
     ("net", &["model", "sys"]),
+    ("node", &["model", "net", "sys"]),
     ("telemetry", &["model"]),
     ("datapath", &["model", "sys"]),
     ("discovery", &["balance", "model", "sys"]),

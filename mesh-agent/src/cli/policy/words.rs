@@ -34,6 +34,7 @@ pub(super) fn state(state: PodState) -> &'static str {
         PodState::Armed => "in the mesh",
         PodState::Draining => "leaving the mesh",
         PodState::Failed => "enrolled, NOT captured",
+        PodState::Waiting => "enrolled, not started yet",
         PodState::Remote => "on another node",
     }
 }

@@ -131,6 +131,7 @@ fn state(pod: &PodStatus) -> Cell {
         PodState::Armed => ("armed", Tone::Good),
         PodState::Draining => ("draining", Tone::Warn),
         PodState::Failed => ("FAILED", Tone::Bad),
+        PodState::Waiting => ("waiting", Tone::Dim),
         PodState::Remote => ("remote", Tone::Dim),
     };
     Cell::new(text, tone)

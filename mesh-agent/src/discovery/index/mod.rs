@@ -271,6 +271,7 @@ fn are_workloads_alike(a: &Workload, b: &Workload, before: &Mesh, input: &Input)
         node,
         addresses,
         netns,
+        uid,
         host_network,
         enrolled,
         mode,
@@ -284,6 +285,7 @@ fn are_workloads_alike(a: &Workload, b: &Workload, before: &Mesh, input: &Input)
         && *node == b.node
         && *addresses == b.addresses
         && *netns == b.netns
+        && *uid == b.uid
         && *host_network == b.host_network
         && *enrolled == b.enrolled
         && *mode == b.mode

@@ -62,6 +62,7 @@ pub(super) fn build(
         let mut workload = workload(site, loaded, pod, inherited, owned, policies.of(loaded, pod));
         if !workload.is_on(node) {
             workload.netns = None;
+            workload.uid = None;
         }
         let owner = workload.netns.as_deref().and_then(|path| netns_owners.get(path)).filter(|owner| **owner != name);
         if let Some(owner) = owner {
@@ -115,6 +116,7 @@ fn workload(
         node: pod.node.clone(),
         addresses,
         netns: own.netns.as_ref().filter(|_| !pod.host_network).map(|netns| netns.path.clone()),
+        uid: pod.uid.clone(),
         host_network: pod.host_network,
         enrolled: own.mesh.or(inherited.mesh).unwrap_or(false),
         mode: policy.kernel_mode(),
@@ -159,6 +161,10 @@ fn cannot_be_captured(loaded: &Loaded, pod: &Pod, workload: &Workload, input: &I
         return Some(problem(Reason::HostNetwork, loaded, "spec.hostNetwork", message));
     }
     let Some(path) = &workload.netns else {
+        if workload.uid.is_some() {
+            // It is found by that, or said not to be, by those who look for it.
+            return None;
+        }
         let message = "is missing: the agent cannot tell which network namespace is the pod's".into();
         return Some(problem(Reason::NetnsUnnamed, loaded, NETNS_FIELD, message));
     };

@@ -97,6 +97,7 @@ fn a_pod_as_kubectl_prints_it() {
             netns: Some(Netns { path: "/run/netns/web-0".into(), line: 14 }),
             ..Settings::default()
         },
+        uid: PodUid::parse("0f1f3f5f-0000-0000-0000-000000000000"),
         labels: vec![("app".into(), "web".into()), ("mesh-agent.io/mesh".into(), "enabled".into())],
         service_account: "web".into(),
         node: Some("node-a".into()),
@@ -105,6 +106,21 @@ fn a_pod_as_kubectl_prints_it() {
         finished: false,
     };
     assert_eq!(**entry.object.as_ref().unwrap(), Object::Pod(expected));
+}
+
+#[test]
+fn a_pod_is_known_by_what_the_kubelet_names_its_cgroup_after() {
+    let uid = |metadata: &str| {
+        let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a, {metadata}}}}}");
+        pod(&text).uid.map(|uid| uid.to_string())
+    };
+    let own = "uid: 0ac97719-15bc-46ab-9f97-46bc5ead7235";
+    assert_eq!(uid(own).as_deref(), Some("0ac97719-15bc-46ab-9f97-46bc5ead7235"));
+    let hash = "kubernetes.io/config.hash: e6484ad60ee4a4f8f9ac017dc410c5b8";
+    let mirror = format!("{own}, annotations: {{{hash}}}");
+    assert_eq!(uid(&mirror).as_deref(), Some("e6484ad60ee4a4f8f9ac017dc410c5b8"));
+    assert_eq!(uid("uid: not-a-uid"), None);
+    assert_eq!(uid(""), None);
 }
 
 #[test]

@@ -1,0 +1,93 @@
+//! Where the network of each pod is: by the name that its manifest gives, or as found in the cgroup tree.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use crate::{
+    model::{PodUid, Workload},
+    net::netns::Netns,
+    node::Event,
+};
+
+/// The pods of this node as the cgroup tree shows them.
+#[derive(Debug, Default)]
+pub(super) struct Networks {
+    pods: HashMap<PodUid, Seen>,
+}
+
+/// A pod in the cgroup tree.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// Id of its cgroup.
+    pub(super) cgroup: u64,
+    netns: Option<Arc<Netns>>,
+}
+
+/// Where a pod's network namespace is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Network<'a> {
+    /// A manifest names it.
+    Named(&'a Path),
+    /// A process of the pod is in it, or was.
+    Found(&'a Arc<Netns>),
+}
+
+impl Networks {
+    /// Takes in what was found, and says of whom.
+    pub(super) fn note(&mut self, event: Event) -> Option<PodUid> {
+        let about = match &event {
+            Event::Created { uid, .. } | Event::Found { uid, .. } | Event::Gone { uid } => Some(uid.clone()),
+            Event::OnHost { .. } | Event::Settled => None,
+        };
+        match event {
+            Event::Created { uid, cgroup } => {
+                self.pods.insert(uid, Seen { cgroup, netns: None });
+            }
+            Event::Found { uid, netns } => {
+                if let Some(seen) = self.pods.get_mut(&uid) {
+                    seen.netns = Some(netns);
+                }
+            }
+            Event::Gone { uid } => {
+                self.pods.remove(&uid);
+            }
+            // What its object says of it is what is reported.
+            Event::OnHost { .. } | Event::Settled => {}
+        }
+        about
+    }
+
+    /// A pod, if its cgroup is there.
+    pub(super) fn seen(&self, uid: &PodUid) -> Option<&Seen> {
+        self.pods.get(uid)
+    }
+
+    /// Where the workload's network namespace is, if that is known.
+    pub(super) fn of<'a>(&'a self, workload: &'a Workload) -> Option<Network<'a>> {
+        match (&workload.netns, &workload.uid) {
+            (Some(path), _) => path.exists().then_some(Network::Named(path)),
+            (None, Some(uid)) => self.pods.get(uid)?.netns.as_ref().map(Network::Found),
+            (None, None) => None,
+        }
+    }
+}
+
+impl Network<'_> {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// There is nothing of that name.
+    pub(super) fn open(&self) -> std::io::Result<Arc<Netns>> {
+        match self {
+            Self::Named(path) => Netns::open(path).map(Arc::new),
+            Self::Found(netns) => Ok(Arc::clone(netns)),
+        }
+    }
+
+    /// Whether this is it. A name may have come to lead elsewhere: [`Netns::is_still_there`] tells.
+    pub(super) fn is(&self, netns: &Netns) -> bool {
+        match self {
+            Self::Named(path) => netns.path() == *path,
+            Self::Found(found) => netns.id() == found.id(),
+        }
+    }
+}
