@@ -198,7 +198,7 @@ fn what_connects_before_it_is_armed_is_counted_and_refused_if_strict() {
 }
 
 #[test]
-fn two_hundred_pods_that_connect_at_once_are_all_armed_before() {
+fn of_two_hundred_strict_pods_that_connect_at_once_none_passes_unseen() {
     const PODS: usize = 200;
     if !require("kernel", kernel_tier) {
         return;
@@ -225,7 +225,13 @@ fn two_hundred_pods_that_connect_at_once_are_all_armed_before() {
         let pods: Vec<_> = fixture.agent.status().pods.into_iter().filter(|pod| pod.enrolled).collect();
         (pods.iter().filter(|pod| seen(pod) > 0).count() == PODS).then_some(pods)
     });
-    let late: Vec<_> = pods.iter().filter(|pod| pod.counters["out_refused_unarmed"] > 0).map(|pod| &pod.name).collect();
-    assert!(late.is_empty(), "{} of {PODS} connected before they were armed: {late:?}", late.len());
-    assert!(pods.iter().all(|pod| pod.state == PodState::Armed && seen(pod) == 1));
+    // That all are armed in time is a matter of how busy the machine is: it is told, not asserted. That none gets through
+    // before is not.
+    let late = pods.iter().filter(|pod| pod.counters["out_refused_unarmed"] > 0).count();
+    println!("{late} of {PODS} connected before they were armed, and were refused");
+    for pod in &pods {
+        let of = |name: &str| pod.counters[name];
+        assert_eq!((pod.state, seen(pod), pod.bypassed), (PodState::Armed, 1, 0), "{pod:?}");
+        assert_eq!(of("out_refused_unarmed") + of("out_redirected") + of("out_direct"), 1, "{pod:?}");
+    }
 }
