@@ -147,7 +147,7 @@ impl PodCgroup {
     /// Starts a command line in a container's cgroup, in the same way.
     pub fn run(&mut self, container: &Path, network: Option<&Namespace>, command: &str) {
         let procs = container.join("cgroup.procs").display().to_string();
-        let enter = network.map(|network| format!("ip netns exec {} ", network.name())).unwrap_or_default();
+        let enter = network.map(|network| format!("{} netns exec {} ", ip(), network.name())).unwrap_or_default();
         let script = format!("echo $$ > {procs} && exec {enter}{command}");
         let mut shell = Command::new("sh");
         shell.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null());
@@ -202,4 +202,11 @@ fn remove(folder: &Path) {
             _ => Some(()),
         }
     });
+}
+
+/// Where `ip` is. By its name alone, the shell of busybox would take its own, which knows no namespaces.
+fn ip() -> String {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join("ip")).find(|program| program.is_file());
+    found.expect("iproute2 is installed").display().to_string()
 }

@@ -124,7 +124,8 @@ fn smoke_a_pod_is_armed_by_its_uid_and_forgotten_with_its_cgroup() {
     assert_eq!(fixture.app.seen().peer.ip(), pod.v4);
     // The app's containers, and the agent, may come and go.
     let app = cgroup.container();
-    cgroup.run(&app, Some(&pod.namespace), &connect_at_once(fixture.to()));
+    cgroup.pause(&app, Some(&pod.namespace));
+    mesh_tests::socket::round_trip(&pod, fixture.to()).unwrap();
     eventually("its connection is captured", || (fixture.agent.pod("client").outbound.total == 2).then_some(()));
     cgroup.stop(&app);
     fixture.agent.assert_all_accounted();

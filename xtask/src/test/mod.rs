@@ -248,7 +248,10 @@ impl Session<'_> {
         for target in targets {
             command.args(["--test", target]);
         }
-        executables(&mut command)
+        // Cargo names the package's programs as well.
+        let mut found = executables(&mut command)?;
+        found.retain(|(name, _)| targets.contains(name));
+        Ok(found)
     }
 }
 
