@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use crate::model::{Identity, Mesh, Mode, UpstreamAddr, Workload};
+use crate::{
+    model::{Identity, Mesh, UpstreamAddr, Workload},
+    route::transport::plaintext_to,
+};
 
 /// Where a connection goes, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,9 +45,8 @@ pub fn choose(mesh: &Mesh, source: Option<&Workload>, target: Option<&Workload>,
     match (source, target) {
         (Some(source), Some(target))
             if is_meshed(source)
-                && is_meshed(target)
                 && !target.is_on(&mesh.node.name)
-                && target.policy.mode_of(upstream.0.port()) != Mode::Disabled =>
+                && plaintext_to(Some(target), upstream.0.port()).is_none() =>
         {
             let (source, expected) = (Arc::clone(&source.identity), Arc::clone(&target.identity));
             Transport::Mutual(Mutual { source, expected, destination: upstream.0 })
@@ -60,7 +62,7 @@ fn is_meshed(workload: &Workload) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{InboundPolicy, Node, ObjectName};
+    use crate::model::{InboundPolicy, Mode, Node, ObjectName};
 
     fn workload(name: &str, node: Option<&str>) -> Workload {
         let identity = format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap();
