@@ -32,6 +32,7 @@ pub mod datapath;
 pub mod discovery;
 pub mod explain;
 pub mod identity;
+pub mod kubernetes;
 pub mod model;
 pub mod net;
 pub mod node;

@@ -8,7 +8,7 @@ const FUNCTION_LINES: usize = 100;
 
 /// Modules of mesh-agent and what each may use. The proxy reaches the data path through traits of its own; the commands
 /// use discovery and net for the preflight.
-const EDGES: [(&str, &[&str]); 16] = [
+const EDGES: [(&str, &[&str]); 17] = [
     ("model", &[]),
     ("policy", &["model"]),
     ("route", &["model"]),
@@ -18,13 +18,17 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("node", &["model", "net", "sys"]),
     ("telemetry", &["model"]),
     ("datapath", &["model", "sys"]),
-    ("discovery", &["balance", "model", "sys"]),
+    ("kubernetes", &["model"]),
+    ("discovery", &["balance", "kubernetes", "model", "sys"]),
     ("identity", &["model"]),
-    ("ca", &["identity", "model"]),
+    ("ca", &["identity", "kubernetes", "model"]),
     ("proxy", &["balance", "identity", "model", "net", "policy", "route", "sys", "telemetry"]),
     ("explain", &["model", "policy", "proxy", "route"]),
     ("admin", &["model"]),
-    ("cli", &["admin", "app", "ca", "datapath", "discovery", "explain", "model", "net", "policy", "route"]),
+    (
+        "cli",
+        &["admin", "app", "ca", "datapath", "discovery", "explain", "kubernetes", "model", "net", "policy", "route"],
+    ),
 ];
 
 /// Files of mesh-agent/src that may know every module.
@@ -39,7 +43,7 @@ const FENCES: [(&str, &[&str]); 9] = [
     ("aws_lc_rs::", &["ca", "identity"]),
     ("rcgen::", &["ca", "identity"]),
     ("x509_parser::", &["ca", "identity"]),
-    ("kube::", &["discovery", "ca"]),
+    ("kube::", &["ca", "discovery", "kubernetes"]),
     ("anyhow::", &["app", "cli", "main"]),
 ];
 

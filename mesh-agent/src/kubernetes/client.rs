@@ -1,0 +1,70 @@
+//! A client of the API server: from within a pod by its service account, from elsewhere by a kubeconfig.
+
+use std::path::{Path, PathBuf};
+
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+/// What the API server's audit log and its flow control know the agent by.
+pub const USER_AGENT: &str = concat!("mesh-agent/", env!("CARGO_PKG_VERSION"));
+
+/// Which API server, and as whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// The kubeconfig; without one the service account of this pod, and outside a pod `$KUBECONFIG` or `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of it; without one its current context.
+    pub context: Option<String>,
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kubeconfig cannot be used.
+    #[error("the kubeconfig {path} cannot be used: {source}; give another one with --kubeconfig")]
+    Kubeconfig {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// Neither a service account nor a kubeconfig.
+    #[error("no API server is known: {0}; run in a pod with a service account, or give --kubeconfig FILE")]
+    Nowhere(#[source] Box<kube::config::InferConfigError>),
+    /// What is known of the server cannot be used.
+    #[error("the client of the API server cannot be made: {0}")]
+    Unusable(#[source] Box<kube::Error>),
+}
+
+impl Access {
+    /// Makes a client; the server need not answer yet. Service account tokens are read again before they expire.
+    ///
+    /// # Errors
+    /// No server is known, or what is said about it cannot be used.
+    pub async fn client(&self) -> Result<Client, Error> {
+        let mut config = self.config().await?;
+        // Watches are ended by the server after minutes; what cuts silent ones is the watcher's own time limit.
+        config.read_timeout = None;
+        config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(USER_AGENT)));
+        Client::try_from(config).map_err(|error| Error::Unusable(Box::new(error)))
+    }
+
+    async fn config(&self) -> Result<Config, Error> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        if let Some(path) = &self.kubeconfig {
+            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| unusable(path, error))?;
+            return Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(path, error));
+        }
+        if self.context.is_some() {
+            let path = PathBuf::from("of this user");
+            return Config::from_kubeconfig(&options).await.map_err(|error| unusable(&path, error));
+        }
+        Config::infer().await.map_err(|error| Error::Nowhere(Box::new(error)))
+    }
+}
+
+fn unusable(path: &Path, source: kube::config::KubeconfigError) -> Error {
+    Error::Kubeconfig { path: path.to_owned(), source: Box::new(source) }
+}

@@ -1,0 +1,6 @@
+//! The API server: how it is reached, and whatever is said to it beyond reading objects into snapshots (that is
+//! `discovery`'s).
+
+mod client;
+
+pub use client::{Access, Error, USER_AGENT};
