@@ -9,6 +9,8 @@ pub type Address = [u32; 4];
 pub const OUTBOUND_PORT: u16 = 15001;
 /// Port of the listener that inbound connections are steered to.
 pub const INBOUND_PORT: u16 = 15006;
+/// Port that other agents call by mutual TLS, at the pod's own address.
+pub const TUNNEL_PORT: u16 = 15008;
 /// How often a worker writes its [`Worker`] entry, in milliseconds.
 pub const WORKER_BEAT_MS: u64 = 100;
 /// A worker that has not beaten for this long, in nanoseconds, gets no new connections.

@@ -107,7 +107,7 @@ fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
     // SAFETY: sock_addr programs always have a socket. A socket bound to a device cannot reach loopback.
     let bound = unsafe { (*(*sa).__bindgen_anon_1.sk).bound_dev_if != 0 };
     let redirectable = target.is_some() && !bound;
-    let available = match worker::pick() {
+    let available = match worker::pick(worker::Carries::One) {
         Some(worker) => listens(listener_index(workload.slot, OUTBOUND, worker)),
         None => false,
     };

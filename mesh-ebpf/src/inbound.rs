@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     CIDR_PREFIX, CidrKey, FLOW_REDIRECTED, INBOUND, Inbound, LIMBO, OUTBOUND, PortKey, REACH_OPEN, REACH_REFUSED,
-    Tuple, WORKLOAD_ARMED, WORKLOAD_EXCLUDES_INBOUND_CIDRS, WORKLOAD_EXCLUDES_INBOUND_PORTS, is_loopback,
+    TUNNEL_PORT, Tuple, WORKLOAD_ARMED, WORKLOAD_EXCLUDES_INBOUND_CIDRS, WORKLOAD_EXCLUDES_INBOUND_PORTS, is_loopback,
     listener_index, v4_mapped,
 };
 use mesh_ebpf::decide::{self, Inbound as Verdict};
@@ -18,7 +18,7 @@ use crate::{
         ADDRESSES, APPROVED, EXCLUDED_CIDRS, EXCLUDED_PORTS, HANDOVERS, LISTENERS, NODE_ADDRESSES, generation, reach,
         words,
     },
-    worker,
+    worker::{self, Carries},
 };
 
 const SK_DROP: u32 = 0;
@@ -50,7 +50,8 @@ pub(crate) fn sk_lookup(ctx: &SkLookupContext) -> u32 {
     let from_node = NODE_ADDRESSES.get_ptr(&tuple.source).is_some();
     let excluded = !from_node && is_excluded(&workload, &tuple);
     let approved = if from_node || excluded { None } else { approved(&tuple) };
-    let worker = if from_node || excluded || approved.is_some() { None } else { worker::pick() };
+    let carries = if tuple.destination_port == TUNNEL_PORT { Carries::Tunnels } else { Carries::One };
+    let worker = if from_node || excluded || approved.is_some() { None } else { worker::pick(carries) };
     match decide::inbound(workload.flags, from_node, excluded, approved, worker.is_some()) {
         Verdict::PassNode => count(slot, |c| c.in_node += 1),
         Verdict::PassExcluded => count(slot, |c| c.in_excluded += 1),
@@ -86,7 +87,7 @@ fn from_the_pod(ctx: &SkLookupContext, tuple: &Tuple) -> u32 {
         Some(flow) if flow.kind == FLOW_REDIRECTED => (flow.slot, flow.held, flow.original),
         _ => return SK_PASS,
     };
-    let worker = worker::pick();
+    let worker = worker::pick(Carries::One);
     if held != 0 {
         match reach(slot, &original).state {
             REACH_OPEN => {}

@@ -1,25 +1,40 @@
 //! Which worker gets a new connection.
 
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use mesh_common::maps::MAX_WORKERS;
 use mesh_ebpf::decide::{is_alive, keeps_up};
 
 use crate::maps::{AGENT, WORKERS};
 
-/// The worker of this CPU; the least late of the living ones when that one is late or stuck; `None` when all are dead.
+/// What a connection is, as far as it matters where it goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// One connection of an app: to the worker of this CPU, where the app's packets are.
+    One,
+    /// Other agents' tunnels: it lives long and carries much. To any worker but that of this CPU, which has the packets to
+    /// deal with; and where a device interrupts one CPU only, not all of them end up there.
+    Tunnels,
+}
+
+/// The worker that it goes to; the least late of the living ones when that one is late or stuck; `None` when all are dead.
 #[inline(always)]
-pub(crate) fn pick() -> Option<u32> {
+pub(crate) fn pick(carries: Carries) -> Option<u32> {
     let workers = AGENT.get(0)?.workers;
     if workers == 0 || workers > MAX_WORKERS {
         return None;
     }
     // SAFETY: helpers without arguments.
     let (cpu, now) = unsafe { (bpf_get_smp_processor_id(), bpf_ktime_get_ns()) };
-    let own = cpu % workers;
-    if keeps_up(WORKERS.get(own)?, now) {
-        return Some(own);
+    let away = match carries {
+        // SAFETY: a helper without arguments.
+        Carries::Tunnels if workers > 1 => 1 + unsafe { bpf_get_prandom_u32() } % (workers - 1),
+        _ => 0,
+    };
+    let chosen = (cpu + away) % workers;
+    if keeps_up(WORKERS.get(chosen)?, now) {
+        return Some(chosen);
     }
-    another(own, workers, now)
+    another(chosen, workers, now)
 }
 
 /// The least late of some others, in order from the next one; `own` if it at least lives and they do not.

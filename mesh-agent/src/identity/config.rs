@@ -87,6 +87,8 @@ impl Maker {
             .with_client_cert_resolver(own.clone());
         client.alpn_protocols.clone_from(&self.settings.alpn_client);
         client.enable_sni = false;
+        // The proxy seals and opens records itself, after the handshake.
+        client.enable_secret_extraction = true;
         let sessions: Arc<dyn ClientSessionStore> = Arc::new(self.sessions.store());
         client.resumption = Resumption::store(sessions).tls12_resumption(Tls12Resumption::Disabled);
         client.cert_compression_cache = Arc::new(CompressionCache::Disabled);
@@ -96,6 +98,7 @@ impl Maker {
             .with_client_cert_verifier(peers.clone())
             .with_cert_resolver(own);
         server.alpn_protocols.clone_from(&self.settings.alpn_server);
+        server.enable_secret_extraction = true;
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.ticketer = Arc::new(Tickets::new(clock.clone()));
         server.send_tls13_tickets = TICKETS_PER_CONNECTION;

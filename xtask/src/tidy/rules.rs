@@ -40,7 +40,7 @@ const FENCES: [(&str, &[&str]); 9] = [
     ("aya_log::", &["datapath"]),
     ("hyper::", &["admin", "cli"]),
     ("rustls::", &["app", "ca", "identity", "proxy"]),
-    ("aws_lc_rs::", &["ca", "identity"]),
+    ("aws_lc_rs::", &["ca", "identity", "proxy"]),
     ("rcgen::", &["ca", "identity"]),
     ("x509_parser::", &["ca", "identity"]),
     ("kube::", &["ca", "discovery", "kubernetes"]),

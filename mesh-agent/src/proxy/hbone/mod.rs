@@ -18,7 +18,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 
 /// The port that mutual TLS is spoken on, at the address of the pod itself.
-pub const PORT: u16 = 15008;
+pub const PORT: u16 = mesh_common::TUNNEL_PORT;
 /// ALPN of HTTP/2 (RFC 9113, 3.1).
 pub(super) const ALPN: &[u8] = b"h2";
 

@@ -1,7 +1,11 @@
 //! Mutual TLS on a socket: the handshake, its time limit, and what its failures mean.
 
+mod buffer;
+mod established;
+mod handshake;
 mod handshakes;
 mod offers;
+mod record;
 mod session;
 mod stream;
 
@@ -14,14 +18,16 @@ pub(super) use offers::Offers;
 pub(super) use session::Session;
 pub(super) use stream::TlsStream;
 
+use handshake::Handshake;
+
 use super::Error;
 use crate::{identity, model::Reason};
 
 /// Shakes hands.
 pub(super) async fn handshake(socket: TcpStream, session: Session, timeout: Duration) -> Result<TlsStream, Error> {
-    let mut stream = TlsStream::new(socket, session);
-    match tokio::time::timeout(timeout, poll_fn(|cx| stream.poll_handshake(cx))).await {
-        Ok(Ok(())) => Ok(stream),
+    let mut handshake = Handshake::new(socket, session);
+    match tokio::time::timeout(timeout, poll_fn(|cx| handshake.poll(cx))).await {
+        Ok(Ok(())) => handshake.finish().map_err(|_| Error::Tunnel(Reason::TlsHandshake)),
         Ok(Err(error)) => Err(Error::Tunnel(reason(&error).unwrap_or(Reason::TlsHandshake))),
         Err(_) => Err(Error::Tunnel(Reason::HandshakeTimeout)),
     }

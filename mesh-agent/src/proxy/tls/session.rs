@@ -1,6 +1,5 @@
-//! One TLS session of either side, without IO: what arrives goes in, plaintext and what is to be sent come out.
-//!
-//! rustls' unbuffered API decrypts whatever a large read has brought, and an idle connection holds no buffer.
+//! The handshake of either side, without IO: what arrives goes in, what is to be sent comes out. `established` is what
+//! comes of it.
 
 use std::{fmt, sync::Arc};
 
@@ -9,13 +8,13 @@ use rustls::{
     client::{ClientConnectionData, UnbufferedClientConnection},
     pki_types::{CertificateDer, ServerName},
     server::{ServerConnectionData, UnbufferedServerConnection},
-    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus},
+    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus},
 };
 
-/// The most plaintext of a record (RFC 8446, 5.1).
-const RECORD: usize = 16 * 1024;
-/// What a record has beside its plaintext, at most: header, content type and tag, generously.
-const RECORD_OVERHEAD: usize = 64;
+use super::{
+    established::{Established, Secrets},
+    record::Half,
+};
 
 /// A session of either side.
 pub(in crate::proxy) enum Session {
@@ -23,36 +22,6 @@ pub(in crate::proxy) enum Session {
     Client(Box<UnbufferedClientConnection>),
     /// It was called.
     Server(Box<UnbufferedServerConnection>),
-}
-
-/// Encrypted bytes on their way. The buffer grows and is never cleared: writing zeros first would cost as much as a tenth of
-/// the encryption.
-#[derive(Debug, Default)]
-pub(super) struct Outgoing {
-    bytes: Vec<u8>,
-    filled: usize,
-}
-
-impl Outgoing {
-    /// What is to be sent.
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.bytes.get(..self.filled).unwrap_or_default()
-    }
-
-    /// All is sent, or kept elsewhere.
-    pub(super) fn clear(&mut self) {
-        self.filled = 0;
-    }
-
-    /// Lets `write` append up to `most` bytes.
-    fn append(&mut self, most: usize, write: impl FnOnce(&mut [u8]) -> Result<usize, Error>) -> Result<(), Error> {
-        if self.bytes.len() < self.filled + most {
-            self.bytes.resize(self.filled + most, 0);
-        }
-        let space = self.bytes.get_mut(self.filled..).unwrap_or_default();
-        self.filled += write(space)?;
-        Ok(())
-    }
 }
 
 /// What [`Session::take_in`] has done.
@@ -103,7 +72,7 @@ impl Session {
     pub(super) fn take_in(
         &mut self,
         bytes: &mut [u8],
-        outgoing: &mut Outgoing,
+        outgoing: &mut Vec<u8>,
         take: &mut dyn FnMut(&[u8]),
     ) -> Result<Progress, Error> {
         match self {
@@ -112,20 +81,21 @@ impl Session {
         }
     }
 
-    /// Encrypts `plain` to the end of `outgoing`. `held` is what was received and is not done with yet.
-    pub(super) fn encrypt(&mut self, held: &mut [u8], plain: &[u8], outgoing: &mut Outgoing) -> Result<(), Error> {
-        match self {
-            Self::Client(connection) => send(connection.as_mut(), held, Some(plain), outgoing),
-            Self::Server(connection) => send(connection.as_mut(), held, Some(plain), outgoing),
-        }
-    }
-
-    /// Says that nothing more is sent.
-    pub(super) fn close(&mut self, held: &mut [u8], outgoing: &mut Outgoing) -> Result<(), Error> {
-        match self {
-            Self::Client(connection) => send(connection.as_mut(), held, None, outgoing),
-            Self::Server(connection) => send(connection.as_mut(), held, None, outgoing),
-        }
+    /// Ends the handshake, which must be over and all of it sent: its secrets go on.
+    pub(super) fn establish(self) -> Result<Established, Error> {
+        let peer = self.peer().unwrap_or_default().to_vec();
+        let protocol = self.protocol().map(<[u8]>::to_vec);
+        let (secrets, kernel) = match self {
+            Self::Client(connection) => {
+                let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
+                (secrets, Secrets::Client(kernel))
+            }
+            Self::Server(connection) => {
+                let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
+                (secrets, Secrets::Server(kernel))
+            }
+        };
+        Ok(Established::new(Half::new(secrets.tx)?, Half::new(secrets.rx)?, kernel, peer, protocol))
     }
 }
 
@@ -164,7 +134,7 @@ impl Records for UnbufferedServerConnection {
 fn take_in<R: Records>(
     records: &mut R,
     bytes: &mut [u8],
-    outgoing: &mut Outgoing,
+    outgoing: &mut Vec<u8>,
     take: &mut dyn FnMut(&[u8]),
 ) -> Result<Progress, Error> {
     let mut progress = Progress::default();
@@ -202,48 +172,22 @@ fn take_in<R: Records>(
 }
 
 /// What the peer is told of an error.
-fn alert<R: Records>(records: &mut R, bytes: &mut [u8], outgoing: &mut Outgoing) {
+fn alert<R: Records>(records: &mut R, bytes: &mut [u8], outgoing: &mut Vec<u8>) {
     if let Ok(ConnectionState::EncodeTlsData(data)) = records.process(bytes).state {
         let _ = encode(data, outgoing);
     }
 }
 
-fn encode<D>(mut data: EncodeTlsData<'_, D>, outgoing: &mut Outgoing) -> Result<(), Error> {
+fn encode<D>(mut data: EncodeTlsData<'_, D>, outgoing: &mut Vec<u8>) -> Result<(), Error> {
     let needed = match data.encode(&mut []) {
         Ok(_) => return Ok(()),
         Err(EncodeError::InsufficientSize(error)) => error.required_size,
         Err(EncodeError::AlreadyEncoded) => return Err(Error::General("encoded twice".into())),
     };
-    outgoing.append(needed, |space| data.encode(space).map_err(|error| Error::General(error.to_string())))
-}
-
-/// Encrypts `plain`, or says that nothing more comes.
-fn send<R: Records>(
-    records: &mut R,
-    held: &mut [u8],
-    plain: Option<&[u8]>,
-    outgoing: &mut Outgoing,
-) -> Result<(), Error> {
-    loop {
-        match records.process(held).state? {
-            ConnectionState::WriteTraffic(mut traffic) => {
-                let length = plain.map_or(0, <[u8]>::len);
-                let most = length + (length / RECORD + 2) * RECORD_OVERHEAD;
-                return outgoing.append(most, |space| {
-                    match plain {
-                        Some(plain) => traffic.encrypt(plain, space),
-                        None => traffic.queue_close_notify(space),
-                    }
-                    .map_err(|error| match error {
-                        EncryptError::EncryptExhausted => Error::EncryptError,
-                        EncryptError::InsufficientSize(_) => Error::General(error.to_string()),
-                    })
-                });
-            }
-            ConnectionState::EncodeTlsData(data) => encode(data, outgoing)?,
-            ConnectionState::TransmitTlsData(data) => data.done(),
-            // All that was received is processed already: nothing else can come of it.
-            _ => return Err(Error::HandshakeNotComplete),
-        }
-    }
+    let start = outgoing.len();
+    outgoing.resize(start + needed, 0);
+    let space = outgoing.get_mut(start..).unwrap_or_default();
+    let written = data.encode(space).map_err(|error| Error::General(error.to_string()))?;
+    outgoing.truncate(start + written);
+    Ok(())
 }

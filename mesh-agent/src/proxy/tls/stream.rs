@@ -1,10 +1,12 @@
-//! A TLS stream: a session on a socket, driven by the socket's readiness. Received bytes are decrypted in one buffer per
-//! worker, and sent ones encrypted in another; a stream keeps only what could not be passed on.
+//! A TLS stream: an established connection on a socket, driven by the socket's readiness.
+//!
+//! Received records are opened where they stand, and their content is copied once, to the reader. Sent ones are sealed from
+//! the writer's bytes to where they are sent from.
 
 use std::{
-    cell::RefCell,
     io::{self, IoSlice},
     net::Shutdown,
+    ops::Range,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -16,82 +18,49 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::session::{Outgoing, Session};
+use super::{
+    buffer::Buffer,
+    established::{Established, Opened},
+    record::{self, HEADER, MOST_PLAIN},
+};
 use crate::proxy::relay;
 
-/// Bytes that are received and decrypted at once.
-const RECEIVED: usize = 64 * 1024;
-/// Bytes that are encrypted and sent at once; what is held of them when the socket takes none.
-pub(in crate::proxy) const SENT: usize = 64 * 1024;
-/// The most that may be kept from one read to the next: a handshake message of the largest size.
-const KEPT: usize = 72 * 1024;
+/// The most plaintext that is sealed and sent at once: a write of the socket for it.
+const SENT: usize = 4 * MOST_PLAIN + 1024;
+/// Pieces at least as long get records of their own: that is cheaper than to copy them behind their neighbour.
+const LONG: usize = 2 * 1024;
+/// Pieces that share a record.
+const SHORT_PIECES: usize = 8;
 
-/// A worker's buffers.
-struct Buffers {
-    incoming: Box<[u8]>,
-    gathered: Vec<u8>,
-    outgoing: Outgoing,
-}
-
-thread_local! {
-    static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers {
-        incoming: vec![0; RECEIVED + KEPT].into_boxed_slice(),
-        gathered: Vec::new(),
-        outgoing: Outgoing::default(),
-    });
-}
-
-/// Bytes that wait, and how many of them wait no more.
-#[derive(Debug, Default)]
-struct Rest {
-    bytes: Vec<u8>,
-    taken: usize,
-}
-
-impl Rest {
-    fn bytes(&self) -> &[u8] {
-        self.bytes.get(self.taken..).unwrap_or_default()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.taken >= self.bytes.len()
-    }
-
-    /// An idle stream holds nothing.
-    fn take(&mut self, count: usize) {
-        self.taken += count;
-        if self.is_empty() {
-            *self = Self::default();
-        }
-    }
-}
-
-/// A TLS stream whose handshake is over, or under way.
+/// A TLS stream whose handshake is over.
 #[derive(Debug)]
 pub(in crate::proxy) struct TlsStream {
     socket: TcpStream,
-    session: Session,
-    /// Received and taken in, but not done with: a record that is not complete yet.
+    session: Established,
+    /// Received and not opened yet; none while there is nothing.
+    incoming: Option<Buffer>,
+    /// In `incoming`: opened and not read yet.
+    plain: Range<usize>,
+    /// What was opened already while the hands were still being shaken.
+    early: Vec<u8>,
+    /// The beginning of a record whose rest is awaited.
     kept: Vec<u8>,
-    /// Decrypted, for who reads next.
-    plain: Rest,
-    /// Encrypted, for when the socket takes it.
-    unsent: Rest,
+    /// Sealed and not sent yet.
+    unsent: Option<Buffer>,
     /// The peer sends no more.
     is_ended: bool,
-    is_handshaking: bool,
     has_closed: bool,
 }
 
 impl TlsStream {
-    pub(super) fn new(socket: TcpStream, session: Session) -> Self {
-        let (kept, plain, unsent) = Default::default();
-        Self { socket, session, kept, plain, unsent, is_ended: false, is_handshaking: true, has_closed: false }
+    pub(super) fn new(socket: TcpStream, session: Established, early: Vec<u8>, kept: Vec<u8>) -> Self {
+        let (incoming, unsent) = (None, None);
+        Self { socket, session, incoming, plain: 0..0, early, kept, unsent, is_ended: false, has_closed: false }
     }
 
     /// The other end's certificates, leaf first.
     pub(in crate::proxy) fn peer(&self) -> &[CertificateDer<'static>] {
-        self.session.peer().unwrap_or_default()
+        self.session.peer()
     }
 
     /// The protocol that both ends have agreed on.
@@ -99,169 +68,190 @@ impl TlsStream {
         self.session.protocol()
     }
 
-    /// Goes on with the handshake.
-    pub(super) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A client speaks first.
-        if let Err(error) = self.take_in(0, &mut |_| {}) {
-            return Poll::Ready(Err(error));
+    /// Gives what is opened to the reader.
+    fn hand_over(&mut self, buffer: &mut ReadBuf<'_>) {
+        if !self.early.is_empty() {
+            let count = self.early.len().min(buffer.remaining());
+            buffer.put_slice(self.early.get(..count).unwrap_or_default());
+            self.early.drain(..count);
         }
-        while self.is_handshaking {
-            ready!(self.poll_flush_unsent(cx))?;
-            let mut early = Vec::new();
-            let received = ready!(self.poll_receive(cx, &mut |bytes| early.extend_from_slice(bytes)));
-            self.plain.bytes.append(&mut early);
-            if let Err(error) = received {
-                // So that the peer is told why.
-                let _ = self.poll_flush_unsent(cx);
-                return Poll::Ready(Err(error));
-            }
-            if self.is_ended {
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-            }
+        if let Some(incoming) = &self.incoming
+            && !self.plain.is_empty()
+        {
+            let count = self.plain.len().min(buffer.remaining());
+            buffer.put_slice(incoming.at(self.plain.start..self.plain.start + count));
+            self.plain.start += count;
         }
-        self.poll_flush_unsent(cx)
     }
 
-    /// Receives once; plaintext goes to `take`. `Ok(false)` is the end.
-    pub(in crate::proxy) fn poll_receive(
-        &mut self,
-        cx: &mut Context<'_>,
-        take: &mut dyn FnMut(&[u8]),
-    ) -> Poll<io::Result<bool>> {
+    /// Opens the next record that is there as a whole; false if none is.
+    fn open_next(&mut self) -> Result<bool, rustls::Error> {
         if self.is_ended {
-            return Poll::Ready(Ok(false));
+            return Ok(false);
         }
-        let read = BUFFERS.with_borrow_mut(|buffers| {
-            let space = buffers.incoming.get_mut(self.kept.len()..).unwrap_or_default();
-            relay::poll_read(cx, &self.socket, space)
-        });
-        match ready!(read)? {
-            // Without a word of goodbye: it may have been cut off.
-            0 => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-            read => {
-                self.take_in(read, take)?;
-                Poll::Ready(Ok(!self.is_ended))
-            }
+        let Some(incoming) = &mut self.incoming else { return Ok(false) };
+        let Some(length) = record::length(incoming.filled())? else { return Ok(false) };
+        if incoming.filled().len() < length {
+            return Ok(false);
         }
+        let position = incoming.position();
+        let opened = self.session.open(incoming.front(length))?;
+        incoming.take(length);
+        match opened {
+            Opened::Data(length) => self.plain = position + HEADER..position + HEADER + length,
+            Opened::Done => {}
+            Opened::End => self.is_ended = true,
+        }
+        Ok(true)
     }
 
-    /// Takes in `read` bytes that stand in the worker's buffer behind the place for the kept ones.
-    fn take_in(&mut self, read: usize, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        BUFFERS.with_borrow_mut(|buffers| {
-            let kept = self.kept.len();
-            let bytes = buffers.incoming.get_mut(..kept + read).unwrap_or_default();
-            if let Some(front) = bytes.get_mut(..kept) {
-                front.copy_from_slice(&self.kept);
+    /// Receives once; at the end, the beginning of a record is all that is kept.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let incoming = self.incoming.get_or_insert_with(Buffer::lend);
+        if !self.kept.is_empty() {
+            incoming.put(&self.kept);
+            self.kept = Vec::new();
+        }
+        incoming.make_room();
+        let read = match relay::poll_read(cx, &self.socket, incoming.space()) {
+            Poll::Ready(read) => read?,
+            Poll::Pending => {
+                self.kept = incoming.filled().to_vec();
+                self.incoming = None;
+                return Poll::Pending;
             }
-            let result = self.session.take_in(bytes, &mut buffers.outgoing, take);
-            if !buffers.outgoing.bytes().is_empty() {
-                self.unsent.bytes.extend_from_slice(buffers.outgoing.bytes());
-                buffers.outgoing.clear();
-            }
-            let progress = result.map_err(invalid)?;
-            self.is_handshaking = progress.is_handshaking;
-            self.is_ended |= progress.is_ended;
-            let rest = bytes.get(progress.consumed..).filter(|_| !self.is_ended).unwrap_or_default();
-            if rest.len() > KEPT {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            if rest.is_empty() {
-                self.kept = Vec::new();
-            } else {
-                self.kept.clear();
-                self.kept.extend_from_slice(rest);
-            }
-            Ok(())
-        })
-    }
-
-    /// Encrypts and sends at most [`SENT`] of `plain`, all at once. Pending while what was sent before is not gone.
-    pub(in crate::proxy) fn poll_send(&mut self, cx: &mut Context<'_>, plain: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_flush_unsent(cx))?;
-        let plain = plain.get(..SENT).unwrap_or(plain);
-        BUFFERS.with_borrow_mut(|buffers| self.send(plain, &mut buffers.outgoing))?;
-        Poll::Ready(Ok(plain.len()))
-    }
-
-    fn send(&mut self, plain: &[u8], outgoing: &mut Outgoing) -> io::Result<()> {
-        self.session.encrypt(&mut self.kept, plain, outgoing).map_err(invalid)?;
-        let bytes = outgoing.bytes();
-        let result = match self.socket.try_write(bytes) {
-            Ok(sent) => {
-                self.unsent.bytes.extend_from_slice(bytes.get(sent..).unwrap_or_default());
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.unsent.bytes.extend_from_slice(bytes);
-                Ok(())
-            }
-            Err(error) => Err(error),
         };
-        outgoing.clear();
-        result
+        incoming.fill(read);
+        // Without a word of goodbye: it may have been cut off.
+        Poll::Ready(if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
     }
 
-    /// Sends what could not be sent before.
-    pub(in crate::proxy) fn poll_flush_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.unsent.is_empty() {
-            ready!(self.socket.poll_write_ready(cx))?;
-            match self.socket.try_write(self.unsent.bytes()) {
-                Ok(sent) => self.unsent.take(sent),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Says that nothing more is sent.
-    pub(in crate::proxy) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.has_closed {
+    /// Says why it ends here, as far as the socket takes it.
+    fn complain(&mut self, error: rustls::Error) -> io::Error {
+        let mut buffer = Buffer::lend();
+        if !self.has_closed
+            && self.unsent.is_none()
+            && let Ok(length) = self.session.alert(&error, buffer.space())
+        {
             self.has_closed = true;
-            BUFFERS.with_borrow_mut(|buffers| {
-                let result = self.session.close(&mut self.kept, &mut buffers.outgoing);
-                self.unsent.bytes.extend_from_slice(buffers.outgoing.bytes());
-                buffers.outgoing.clear();
-                result.map_err(invalid)
-            })?;
+            buffer.fill(length);
+            let _ = self.socket.try_write(buffer.filled());
         }
-        ready!(self.poll_flush_unsent(cx))?;
-        Poll::Ready(SockRef::from(&self.socket).shutdown(Shutdown::Write))
+        invalid(error)
+    }
+
+    /// Sends what could not be sent before, and what is due before anything else.
+    fn poll_flush_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            while let Some(unsent) = &mut self.unsent {
+                ready!(self.socket.poll_write_ready(cx))?;
+                match self.socket.try_write(unsent.filled()) {
+                    Ok(sent) => unsent.take(sent),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+                if unsent.is_empty() {
+                    self.unsent = None;
+                }
+            }
+            if self.has_closed || !self.session.owes_update() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = Buffer::lend();
+            let length = self.session.update(buffer.space()).map_err(invalid)?;
+            buffer.fill(length);
+            self.unsent = Some(buffer);
+        }
+    }
+
+    /// Seals and sends what is in `pieces`, at most [`SENT`] of it. What the socket does not take is kept: all of it is on its
+    /// way.
+    fn send<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
+        if self.has_closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let mut buffer = Buffer::lend();
+        let sealed = seal(&mut self.session, pieces, &mut buffer)?;
+        match self.socket.try_write(buffer.filled()) {
+            Ok(sent) => buffer.take(sent),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        if !buffer.is_empty() {
+            self.unsent = Some(buffer);
+        }
+        Ok(sealed)
     }
 }
 
+/// Seals pieces: short neighbours in one record, long ones from where they are.
+fn seal<'a>(
+    session: &mut Established,
+    pieces: impl Iterator<Item = &'a [u8]>,
+    buffer: &mut Buffer,
+) -> io::Result<usize> {
+    let mut short: [&[u8]; SHORT_PIECES] = [&[]; SHORT_PIECES];
+    let (mut count, mut waiting, mut sealed) = (0, 0, 0);
+    let mut flush = |pieces: &[&[u8]]| -> io::Result<()> {
+        let length = session.seal(pieces, buffer.space()).map_err(invalid)?;
+        buffer.fill(length);
+        Ok(())
+    };
+    for mut piece in pieces {
+        while !piece.is_empty() && sealed < SENT {
+            let (part, rest) = piece.split_at(piece.len().min(MOST_PLAIN).min(SENT - sealed));
+            let is_long = part.len() >= LONG;
+            if count > 0 && (is_long || count == SHORT_PIECES || waiting + part.len() > MOST_PLAIN) {
+                flush(short.get(..count).unwrap_or_default())?;
+                (count, waiting) = (0, 0);
+            }
+            if is_long {
+                flush(&[part])?;
+            } else if let Some(place) = short.get_mut(count) {
+                *place = part;
+                count += 1;
+                waiting += part.len();
+            }
+            sealed += part.len();
+            piece = rest;
+        }
+    }
+    if count > 0 {
+        flush(short.get(..count).unwrap_or_default())?;
+    }
+    Ok(sealed)
+}
+
 /// An error of rustls, which [`super::reason`] finds again.
-fn invalid(error: rustls::Error) -> io::Error {
+pub(super) fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 impl AsyncRead for TlsStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.plain.is_empty() {
-            let before = buffer.filled().len();
-            let mut rest = Vec::new();
-            while buffer.filled().len() == before {
-                let received = this.poll_receive(cx, &mut |plain| {
-                    let (fits, more) = plain.split_at(plain.len().min(buffer.remaining()));
-                    buffer.put_slice(fits);
-                    rest.extend_from_slice(more);
-                });
-                // An answer to a key update, at times.
-                if let Poll::Ready(Err(error)) = this.poll_flush_unsent(cx) {
-                    return Poll::Ready(Err(error));
-                }
-                if !ready!(received)? {
-                    break;
-                }
+        let before = buffer.filled().len();
+        loop {
+            this.hand_over(buffer);
+            if buffer.remaining() == 0 || !this.plain.is_empty() {
+                break;
             }
-            this.plain.bytes.append(&mut rest);
-        } else {
-            let bytes = this.plain.bytes();
-            let bytes = bytes.get(..buffer.remaining()).unwrap_or(bytes);
-            buffer.put_slice(bytes);
-            let count = bytes.len();
-            this.plain.take(count);
+            match this.open_next() {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => return Poll::Ready(Err(this.complain(error))),
+            }
+            if this.is_ended || buffer.filled().len() > before {
+                break;
+            }
+            // An answer to a key update, at times.
+            if let Poll::Ready(Err(error)) = this.poll_flush_unsent(cx) {
+                return Poll::Ready(Err(error));
+            }
+            ready!(this.poll_receive(cx))?;
+        }
+        if this.plain.is_empty() && this.incoming.as_ref().is_some_and(Buffer::is_empty) {
+            this.incoming = None;
         }
         Poll::Ready(Ok(()))
     }
@@ -269,30 +259,20 @@ impl AsyncRead for TlsStream {
 
 impl AsyncWrite for TlsStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, plain: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_send(cx, plain)
+        let this = self.get_mut();
+        ready!(this.poll_flush_unsent(cx))?;
+        Poll::Ready(this.send(std::iter::once(plain)))
     }
 
-    /// One record, and one system call, for several pieces.
+    /// One write of the socket for several pieces.
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if let [piece] = pieces {
-            return this.poll_send(cx, piece);
-        }
         ready!(this.poll_flush_unsent(cx))?;
-        BUFFERS.with_borrow_mut(|buffers| {
-            let Buffers { gathered, outgoing, .. } = buffers;
-            gathered.clear();
-            for piece in pieces {
-                let space = SENT - gathered.len();
-                gathered.extend_from_slice(piece.get(..space).unwrap_or(piece));
-            }
-            this.send(gathered, outgoing)?;
-            Poll::Ready(Ok(gathered.len()))
-        })
+        Poll::Ready(this.send(pieces.iter().map(|piece| &**piece)))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -304,6 +284,16 @@ impl AsyncWrite for TlsStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll_close(cx)
+        let this = self.get_mut();
+        ready!(this.poll_flush_unsent(cx))?;
+        if !this.has_closed {
+            let mut buffer = Buffer::lend();
+            let length = this.session.close(buffer.space()).map_err(invalid)?;
+            this.has_closed = true;
+            buffer.fill(length);
+            this.unsent = Some(buffer);
+        }
+        ready!(this.poll_flush_unsent(cx))?;
+        Poll::Ready(SockRef::from(&this.socket).shutdown(Shutdown::Write))
     }
 }
