@@ -107,6 +107,7 @@ impl Authority {
             None => builder.with_no_client_auth(),
         };
         config.enable_sni = false;
+        config.enable_secret_extraction = true;
         config
     }
 

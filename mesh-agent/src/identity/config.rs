@@ -98,7 +98,6 @@ impl Maker {
             .with_client_cert_verifier(peers.clone())
             .with_cert_resolver(own);
         server.alpn_protocols.clone_from(&self.settings.alpn_server);
-        server.enable_secret_extraction = true;
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.ticketer = Arc::new(Tickets::new(clock.clone()));
         server.send_tls13_tickets = TICKETS_PER_CONNECTION;

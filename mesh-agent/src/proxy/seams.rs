@@ -49,7 +49,7 @@ pub trait Kernel {
 /// asked for every handshake.
 ///
 /// Both configurations speak TLS 1.3 only, demand a certificate of the other end and verify that it is a valid SVID of the
-/// trust domain. Whose it is, is for the proxy to compare ([`Certificates::peer`]) before it sends or takes a byte.
+/// trust domain; their secrets can be extracted (`enable_secret_extraction`). Whose it is, is for the proxy to compare ([`Certificates::peer`]) before it sends or takes a byte.
 pub trait Certificates: Send + Sync {
     /// To call others as `own`. The same `Arc` as long as nothing has changed: another one ends the reuse of connections.
     /// Sessions are resumed by server name: a name stands for one expected identity at one address.

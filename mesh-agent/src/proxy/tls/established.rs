@@ -4,8 +4,8 @@
 use std::fmt;
 
 use rustls::{
-    AlertDescription, Error, HandshakeType, SupportedCipherSuite, client::ClientConnectionData,
-    kernel::KernelConnection, pki_types::CertificateDer, server::ServerConnectionData,
+    AlertDescription, Error, HandshakeType, client::ClientConnectionData, kernel::KernelConnection,
+    pki_types::CertificateDer, server::ServerConnectionData,
 };
 
 use super::record::{self, Content, Half};
@@ -36,7 +36,7 @@ pub(super) struct Established {
     /// The peer has other keys now, and wants the same of us.
     owes_update: bool,
     /// Records after which there have to be other keys.
-    limit: u64,
+    pub(super) limit: u64,
 }
 
 /// What a record was.
@@ -62,11 +62,7 @@ impl Established {
             Secrets::Client(kernel) => kernel.negotiated_cipher_suite(),
             Secrets::Server(kernel) => kernel.negotiated_cipher_suite(),
         };
-        let limit = match suite {
-            SupportedCipherSuite::Tls13(suite) => suite.common.confidentiality_limit / 2,
-            #[allow(unreachable_patterns, reason = "TLS 1.2 is compiled in where another crate asks for it")]
-            _ => 0,
-        };
+        let limit = suite.tls13().map_or(u64::MAX, |suite| suite.common.confidentiality_limit / 2);
         Self { send, receive, secrets, peer, protocol, message: Vec::new(), updates: 0, owes_update: false, limit }
     }
 

@@ -8,6 +8,8 @@ mod offers;
 mod record;
 mod session;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{future::poll_fn, io, time::Duration};
 

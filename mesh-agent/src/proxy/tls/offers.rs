@@ -1,4 +1,4 @@
-//! What those who call are offered: the configuration of the pod's identity, with the protocols that the proxy speaks.
+//! What those who call are offered: the configuration of the pod's identity, with what the proxy speaks.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,6 +20,8 @@ impl Offers {
         }
         let mut offered = ServerConfig::clone(config);
         offered.alpn_protocols = vec![hbone::ALPN.to_vec()];
+        // Records are sealed and opened here, after the handshake.
+        offered.enable_secret_extraction = true;
         let offered = Arc::new(offered);
         self.0.insert(slot, (Arc::clone(config), Arc::clone(&offered)));
         offered

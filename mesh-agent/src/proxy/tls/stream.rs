@@ -36,7 +36,7 @@ const SHORT_PIECES: usize = 8;
 #[derive(Debug)]
 pub(in crate::proxy) struct TlsStream {
     socket: TcpStream,
-    session: Established,
+    pub(super) session: Established,
     /// Received and not opened yet; none while there is nothing.
     incoming: Option<Buffer>,
     /// In `incoming`: opened and not read yet.
