@@ -4,7 +4,7 @@
 //! what changed is read.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -19,9 +19,9 @@ use tokio::{
 use super::{
     Site,
     folder::Folder,
-    index::{Index, Input},
+    index::{Change, Index, Surroundings},
     netns,
-    object::{Loaded, Object},
+    object::{Key, Loaded, Object},
     store::{InForce, Store},
     watch::{Event, Watch},
 };
@@ -62,10 +62,15 @@ pub struct Manifests {
     /// Why changes are not seen at once, if so.
     unwatched: Option<String>,
     in_force: InForce,
+    /// What is wrong with them, and with the folder.
+    problems: Arc<[Problem]>,
+    /// What has become of the objects since the index was last told.
+    changes: Vec<Change>,
     /// Why the folder could not be listed the last time.
     unreadable: Option<String>,
     netns_paths: BTreeSet<PathBuf>,
     netns: netns::Found,
+    inodes: Arc<BTreeMap<PathBuf, u64>>,
     netns_unfinished_since: Option<Instant>,
     source: SourceState,
 }
@@ -90,9 +95,12 @@ impl Manifests {
             surroundings: None,
             unwatched: None,
             in_force: InForce::default(),
+            problems: Arc::default(),
+            changes: Vec::new(),
             unreadable: None,
             netns_paths: BTreeSet::new(),
             netns: netns::Found::default(),
+            inodes: Arc::default(),
             netns_unfinished_since: None,
             source,
         }
@@ -151,7 +159,8 @@ impl Manifests {
         has_changed |= self.unreadable != unreadable_before;
         let mut has_more = false;
         if has_changed {
-            self.in_force = self.store.in_force();
+            let before = std::mem::replace(&mut self.in_force, self.store.in_force());
+            self.changes.extend(changes(before.objects, &self.in_force.objects));
             let netns_paths = self.in_force.objects.iter().filter_map(netns_path).collect();
             has_more = std::mem::replace(&mut self.netns_paths, netns_paths) != self.netns_paths;
         }
@@ -163,7 +172,7 @@ impl Manifests {
         self.source.files = self.in_force.files;
         self.source.objects = self.in_force.objects.len();
         self.source.ignored = self.in_force.ignored;
-        let mesh = if has_changed { self.index.update(self.input()) } else { None };
+        let mesh = if has_changed { self.apply() } else { None };
         if let Some(mesh) = mesh {
             tracing::debug!(version = mesh.version, problems = mesh.problems.len(), "read manifests");
             publish.send_replace(mesh);
@@ -190,7 +199,7 @@ impl Manifests {
         has_changed
     }
 
-    fn input(&self) -> Input {
+    fn apply(&mut self) -> Option<Arc<Mesh>> {
         let mut problems = self.in_force.problems.clone();
         let dir = self.folder.path();
         if let Some(error) = &self.unreadable {
@@ -202,12 +211,18 @@ impl Manifests {
             let remedy = "Raise fs.inotify.max_user_instances and fs.inotify.max_user_watches.";
             problems.push(source_problem(Severity::Warning, dir, message, remedy));
         }
-        Input {
-            objects: self.in_force.objects.clone(),
-            problems,
-            netns: self.netns.inodes.clone(),
-            source: self.source.clone(),
+        if *self.problems != *problems {
+            self.problems = problems.into();
         }
+        if *self.inodes != self.netns.inodes {
+            self.inodes = Arc::new(self.netns.inodes.clone());
+        }
+        let surroundings = Surroundings {
+            problems: Arc::clone(&self.problems),
+            netns: Arc::clone(&self.inodes),
+            source: self.source.clone(),
+        };
+        self.index.apply(self.changes.drain(..), &surroundings)
     }
 
     /// Waits for something to look at; false if nobody listens any more.
@@ -266,6 +281,15 @@ async fn next(watch: &mut Option<Watch>) -> Vec<Event> {
         Some(watch) => watch.events().await,
         None => std::future::pending().await,
     }
+}
+
+/// What has become of the objects.
+fn changes(before: Vec<Loaded>, now: &[Loaded]) -> Vec<Change> {
+    let mut gone: BTreeMap<Key, Loaded> = before.into_iter().map(|loaded| (loaded.key.clone(), loaded)).collect();
+    let is_new = |loaded: &&Loaded| gone.remove(&loaded.key).is_none_or(|before| before != **loaded);
+    let mut changes: Vec<_> = now.iter().filter(is_new).cloned().map(Change::Put).collect();
+    changes.extend(gone.into_keys().map(Change::Remove));
+    changes
 }
 
 fn netns_path(loaded: &Loaded) -> Option<PathBuf> {

@@ -25,6 +25,25 @@ mod soundness;
 mod tests;
 mod workloads;
 
+/// What has become of an object.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    /// It is new, or another than before.
+    Put(Loaded),
+    /// It is no more.
+    Remove(Key),
+}
+
+/// What a source says beside its objects. What has not changed is best given as the very same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Surroundings {
+    /// What is wrong already before anything is joined.
+    pub(super) problems: Arc<[Problem]>,
+    /// Named network namespaces that exist, with their inode.
+    pub(super) netns: Arc<BTreeMap<PathBuf, u64>>,
+    pub(super) source: SourceState,
+}
+
 /// All that a snapshot is made of.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Input {
@@ -53,6 +72,7 @@ impl Counter {
 #[derive(Debug)]
 pub(super) struct Index {
     site: Site,
+    objects: BTreeMap<Key, Loaded>,
     mesh: Arc<Mesh>,
     services: HashMap<services::Name, Arc<Service>>,
     policies: policies::Interned,
@@ -65,6 +85,7 @@ impl Index {
         let first = site.first_generation;
         Self {
             site,
+            objects: BTreeMap::new(),
             mesh: Arc::default(),
             services: HashMap::new(),
             policies: policies::Interned::new(),
@@ -79,8 +100,32 @@ impl Index {
         Arc::clone(&self.mesh)
     }
 
+    /// Takes in what has changed and makes the next snapshot; `None` if it says the same as the one before. Of several
+    /// changes of an object the last one counts. An object that is put comes before others by its location, and by its key
+    /// where that is the same: who comes first has what only one can have.
+    pub(super) fn apply(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+        surroundings: &Surroundings,
+    ) -> Option<Arc<Mesh>> {
+        for change in changes {
+            match change {
+                Change::Put(loaded) => self.objects.insert(loaded.key.clone(), loaded),
+                Change::Remove(key) => self.objects.remove(&key),
+            };
+        }
+        let mut objects: Vec<_> = self.objects.values().cloned().collect();
+        objects.sort_by(|a, b| (&a.location.file, a.location.line).cmp(&(&b.location.file, b.location.line)));
+        self.update(Input {
+            objects,
+            problems: surroundings.problems.to_vec(),
+            netns: BTreeMap::clone(&surroundings.netns),
+            source: surroundings.source.clone(),
+        })
+    }
+
     /// Makes the next snapshot; `None` if it says the same as the one before.
-    pub(super) fn update(&mut self, input: Input) -> Option<Arc<Mesh>> {
+    fn update(&mut self, input: Input) -> Option<Arc<Mesh>> {
         let before = Arc::clone(&self.mesh);
         let mut problems = input.problems.clone();
         let owners = own_addresses(&input, &before, &mut problems);

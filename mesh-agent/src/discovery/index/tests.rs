@@ -8,13 +8,14 @@ use crate::{
 pub(super) struct Fixture {
     store: Store,
     index: Index,
+    known: BTreeSet<Key>,
     pub(super) netns: BTreeMap<PathBuf, u64>,
 }
 
 impl Fixture {
     pub(super) fn new() -> Self {
         let netns = BTreeMap::from([("/run/netns/web-0".into(), 1), ("/run/netns/web-1".into(), 2)]);
-        Self { store: Store::default(), index: Index::new(Site::here(100)), netns }
+        Self { store: Store::default(), index: Index::new(Site::here(100)), known: BTreeSet::new(), netns }
     }
 
     /// The same in another trust domain.
@@ -32,12 +33,13 @@ impl Fixture {
     fn update(&mut self) -> Option<Arc<Mesh>> {
         let in_force = self.store.in_force();
         let source = SourceState { objects: in_force.objects.len(), ..SourceState::default() };
-        self.index.update(Input {
-            objects: in_force.objects,
-            problems: in_force.problems,
-            netns: self.netns.clone(),
-            source,
-        })
+        let keys: BTreeSet<Key> = in_force.objects.iter().map(|loaded| loaded.key.clone()).collect();
+        let gone = self.known.difference(&keys).cloned().map(Change::Remove);
+        let changes: Vec<_> = gone.chain(in_force.objects.into_iter().map(Change::Put)).collect();
+        self.known = keys;
+        let surroundings =
+            Surroundings { problems: in_force.problems.into(), netns: Arc::new(self.netns.clone()), source };
+        self.index.apply(changes, &surroundings)
     }
 
     /// Replaces file `a` and returns the snapshot.
