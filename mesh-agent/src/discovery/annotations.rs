@@ -17,7 +17,8 @@ const PREFIX: &str = "mesh-agent.io/";
 /// Written by the agent itself; nothing for it to read.
 const RESERVED: &str = "mesh-agent.io/status";
 const MESH: &str = "mesh-agent.io/mesh";
-const NETNS: &str = "mesh-agent.io/netns";
+/// On Pods of manifests.
+pub(super) const NETNS: &str = "mesh-agent.io/netns";
 const AUDIT: &str = "mesh-agent.io/audit";
 
 /// On Namespaces and Pods.

@@ -49,15 +49,48 @@ pub(super) fn file(path: &Arc<PathBuf>, text: &str) -> std::result::Result<Parse
         message: format!("not YAML: {}", error.message),
         remedy: Reason::BadYaml.remedy().into(),
     })?;
-    let mut parser = Parser { path, parsed: Parsed::default() };
+    let mut parser = Parser { path: Some(path), parsed: Parsed::default() };
     for document in &documents {
         parser.document(&Field::root(document));
     }
     Ok(parser.parsed)
 }
 
+/// What came of an object of the API server.
+#[derive(Clone, Debug)]
+pub(super) struct Served {
+    pub(super) name: ObjectName,
+    /// As those of an [`Entry`].
+    pub(super) object: Option<Arc<Object>>,
+    pub(super) otherwise: Option<Arc<Object>>,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Reads an object of this kind that the API server gave.
+///
+/// # Errors
+/// It does not say its name.
+pub(super) fn served(kind: Kind, object: &yaml::Node) -> Result<Served> {
+    let root = Field::root(object);
+    let name = name(&root, kind)?;
+    let mut parser = Parser { path: None, parsed: Parsed::default() };
+    parser.named(&root, Key { kind, name: name.clone() });
+    let Parsed { mut entries, problems, .. } = parser.parsed;
+    let (object, otherwise) = entries.pop().map(|entry| (entry.object, entry.otherwise)).unwrap_or_default();
+    Ok(Served { name, object, otherwise, problems })
+}
+
+/// The name of an object of this kind that the API server gave.
+///
+/// # Errors
+/// It does not say it.
+pub(super) fn served_name(kind: Kind, object: &yaml::Node) -> Result<ObjectName> {
+    name(&Field::root(object), kind)
+}
+
 struct Parser<'a> {
-    path: &'a Arc<PathBuf>,
+    /// The file; none where objects come from the API server.
+    path: Option<&'a Arc<PathBuf>>,
     parsed: Parsed,
 }
 
@@ -87,11 +120,18 @@ impl Parser<'_> {
             Ok(name) => name,
             Err(error) => return self.nameless(&error, kind.name().into()),
         };
-        let key = Key { kind, name };
-        let location = Location { file: Some(Arc::clone(self.path)), line: root.line() };
+        self.named(root, Key { kind, name });
+    }
+
+    fn named(&mut self, root: &Field<'_>, key: Key) {
+        let location = Location { file: self.path.cloned(), line: root.line() };
         let mut notes = Vec::new();
         let mut otherwise = None;
-        let object = match object(root, &key, &mut notes) {
+        let mut object = object(root, &key, &mut notes);
+        if let (None, Ok(Object::Pod(pod))) = (self.path, &mut object) {
+            distrust(pod, root, &mut notes);
+        }
+        let object = match object {
             Ok(object) => Some(Arc::new(object)),
             Err(error) => {
                 self.problem(&error, Severity::Error, key.to_string());
@@ -152,7 +192,7 @@ impl Parser<'_> {
         self.parsed.problems.push(Problem {
             reason: error.reason,
             severity,
-            location: Location { file: Some(Arc::clone(self.path)), line: error.line },
+            location: Location { file: self.path.cloned(), line: error.line },
             object,
             field: error.field.clone(),
             message: error.message.clone(),
@@ -238,6 +278,23 @@ fn pod_uid(metadata: &Field<'_>) -> Result<Option<PodUid>> {
     let own = metadata.get("uid");
     let uid = if hash.is_absent() { own.text()? } else { hash.text()? };
     Ok(uid.and_then(PodUid::parse))
+}
+
+/// Whoever may make a Pod in a cluster may not say that the network or the cgroup of another is its own.
+fn distrust(pod: &mut Pod, root: &Field<'_>, notes: &mut Vec<FieldError>) {
+    let metadata = root.get("metadata");
+    let annotations = metadata.get("annotations");
+    if pod.settings.netns.take().is_some() {
+        let field = annotations.get(annotations::NETNS);
+        let message = "is not read in a cluster: a pod's network is found by the pod's UID".to_owned();
+        notes.push(field.error(Reason::UnknownAnnotation, message, "Remove it."));
+    }
+    // A hash has no dashes, as all other UIDs have: with one, only a static pod can be meant.
+    let is_hash = |uid: &PodUid| !uid.as_str().contains('-');
+    let is_mirror = !annotations.get("kubernetes.io/config.mirror").is_absent();
+    if !pod.uid.as_ref().is_some_and(is_hash) || !is_mirror {
+        pod.uid = metadata.get("uid").text().ok().flatten().and_then(PodUid::parse).filter(|uid| !is_hash(uid));
+    }
 }
 
 fn service_account<'a>(spec: &'a Field<'a>) -> Result<&'a str> {

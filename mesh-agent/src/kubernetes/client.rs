@@ -44,7 +44,30 @@ impl Access {
     /// # Errors
     /// No server is known, or what is said about it cannot be used.
     pub async fn client(&self) -> Result<Client, Error> {
+        Self::connect(self.config().await?)
+    }
+
+    /// The same for somebody who tries again himself: a refusal is told at once, where [`Self::client`] asks up to fifteen
+    /// times. All that is read from files is read anew.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub async fn watcher(&self) -> Result<Client, Error> {
         let mut config = self.config().await?;
+        config.default_retry = false;
+        Self::connect(config)
+    }
+
+    /// Where the server is.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub async fn server(&self) -> Result<String, Error> {
+        let url = self.config().await?.cluster_url.to_string();
+        Ok(url.trim_end_matches('/').to_owned())
+    }
+
+    fn connect(mut config: Config) -> Result<Client, Error> {
         // Watches are ended by the server after minutes; what cuts silent ones is the watcher's own time limit.
         config.read_timeout = None;
         config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(USER_AGENT)));

@@ -47,6 +47,10 @@ pub struct SourceState {
     pub description: Arc<str>,
     /// When it was last read without error.
     pub read_at: Option<Instant>,
+    /// It tells what changes: what it said is true now, whenever that was.
+    pub is_followed: bool,
+    /// Kinds that are read and that it does not have.
+    pub absent: Vec<&'static str>,
     /// Files in force.
     pub files: usize,
     /// Objects in force.

@@ -99,6 +99,10 @@ reasons! {
     NetnsUnnamed "netns_unnamed" Configuration "An enrolled pod of this node does not say which network namespace is its own." "Add the annotation mesh-agent.io/netns: NAME-OR-PATH.";
     HostNetwork "host_network" Configuration "An enrolled pod uses the node's network and cannot be captured." "Set mesh-agent.io/mesh: disabled on it, or give it its own network.";
     SourceUnreadable "source_unreadable" Configuration "The folder of manifests cannot be read." "Check that it exists and is readable; until then the last good state stays in force.";
+    SourceDisconnected "source_disconnected" Agent "The API server cannot be followed." "See the message; the last state stays in force, and watches are tried again by themselves.";
+    SourceForbidden "source_forbidden" Configuration "The API server does not let the agent read a kind." "Give the agent's service account the permissions in docs/KUBERNETES.md.";
+    SourceIncomplete "source_incomplete" Agent "Not everything has been read from the API server yet: nothing is changed until then." "See the other messages; what an earlier agent armed stays as it is.";
+    NodeUnknown "node_unknown" Configuration "There is no Node of this node's name: no pod can be told to be its own." "Give the name of its Node by --node-name, or MESH_AGENT_NODE_NAME from spec.nodeName.";
     // Identities and mutual TLS.
     CertificateExpired "certificate_expired" Agent "The workload's own certificate has expired and no new one was given." "mesh-agent policy certificates tells what the certificate authority answered; check the clocks, too.";
     CertificateMissing "certificate_missing" Agent "The workload has no certificate." "It is fetched when the workload appears; if it stays away, mesh-agent policy certificates tells what the certificate authority answered.";
