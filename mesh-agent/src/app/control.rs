@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     Options,
     answers::{Answers, Question},
-    certificates,
+    certificates, pages,
     pods::Pods,
     revoke::Revocations,
     status::{self, Watched},
@@ -172,6 +172,7 @@ impl Control {
                 }
             }
         }
+        self.answers.pulse.drain();
         tokio::select! {
             () = self.drain() => {}
             _ = terminate.recv() => {}
@@ -241,6 +242,7 @@ impl Control {
         }
         self.watch();
         self.held.sweep();
+        self.answers.pulse.beat();
     }
 
     /// The node's own addresses: of the namespace that the agent runs in, of its Node object, and those it was told.
@@ -294,6 +296,7 @@ impl Control {
         match question {
             Question::Status(answer) => drop(answer.send(status::of(self).await)),
             Question::Audit(period, answer) => drop(answer.send(self.audit(period))),
+            Question::Readiness(answer) => drop(answer.send(pages::waiting_for(self))),
             Question::Explain(query, answer) => {
                 let here = Here { mesh: &self.mesh, node_addresses: &self.node_addresses };
                 let site = explain::Site { here, direct: self.options.direct };

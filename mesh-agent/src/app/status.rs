@@ -135,7 +135,7 @@ fn node(control: &Control, pods: &[PodStatus], certificates: CertificateSummary)
     }
 }
 
-fn hooks(control: &Control) -> Vec<HookStatus> {
+pub(super) fn hooks(control: &Control) -> Vec<HookStatus> {
     let mut hooks = control.datapath.hooks();
     let armed: Vec<&Enrolled> = control.pods.enrolled.values().filter(|pod| pod.stage == Stage::Armed).collect();
     hooks.push(HookStatus {
