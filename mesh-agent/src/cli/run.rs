@@ -119,6 +119,7 @@ fn options(args: Args, set_log_filter: app::SetLogFilter) -> anyhow::Result<app:
     };
     Ok(app::Options {
         manifests: args.manifests,
+        write_back: None,
         node_name,
         trust_domain: args.trust_domain,
         authority: args.authority.choice(&args.run_dir.run_dir),
