@@ -1,9 +1,11 @@
-//! The unix socket that `mesh-agent status` asks, and the lock that keeps a second agent away.
+//! The unix socket that `mesh-agent status` asks, the lock that keeps a second agent away, and the HTTP listener for the
+//! cluster ([`http`]).
 //!
 //! HTTP/1.1: `GET /v1/status`, `GET /v1/policy/audit?since=SECONDS`, `GET /v1/policy/certificates`,
 //! `GET /v1/policy/explain?source=&destination=&port=`, `GET /healthz`, `GET /readyz`, `PUT /v1/log-level`.
 
 pub mod client;
+pub mod http;
 pub mod lock;
 mod query;
 pub mod server;

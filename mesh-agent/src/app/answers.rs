@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{SetLogFilter, ShowCertificates};
+use super::{SetLogFilter, ShowCertificates, pages::Pulse};
 use crate::{
     admin::server::Source,
     explain::Query,
@@ -18,6 +18,8 @@ pub(super) enum Question {
     Status(oneshot::Sender<Status>),
     /// What crossed the node's edge within so many seconds.
     Audit(u64, oneshot::Sender<Audit>),
+    /// What the agent is not ready for.
+    Readiness(oneshot::Sender<Vec<String>>),
     /// What would become of a connection.
     Explain(Query, oneshot::Sender<Result<Explanation, String>>),
 }
@@ -28,6 +30,7 @@ pub(super) struct Answers {
     set_log_filter: SetLogFilter,
     show_certificates: ShowCertificates,
     ready: AtomicBool,
+    pub(super) pulse: Pulse,
 }
 
 impl Answers {
@@ -36,14 +39,14 @@ impl Answers {
         set_log_filter: SetLogFilter,
         show_certificates: ShowCertificates,
     ) -> Self {
-        Self { ask, set_log_filter, show_certificates, ready: AtomicBool::new(false) }
+        Self { ask, set_log_filter, show_certificates, ready: AtomicBool::new(false), pulse: Pulse::default() }
     }
 
     pub(super) fn ready(&self) {
         self.ready.store(true, Ordering::Release);
     }
 
-    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> T {
+    pub(super) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> T {
         let (answer, wait) = oneshot::channel();
         let _ = self.ask.send(question(answer)).await;
         match wait.await {

@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     Options,
     answers::{Answers, Question},
-    certificates,
+    certificates, pages,
     pods::Pods,
     revoke::Revocations,
     status::{self, Watched},
@@ -25,6 +25,7 @@ use crate::{
     datapath::{Attempt, Datapath},
     explain,
     identity::Identities,
+    kubernetes::writeback,
     model::{Mesh, PodUid, Reason},
     net::netns,
     node, policy,
@@ -52,6 +53,7 @@ pub(super) struct Parts {
     pub(super) held: Arc<Held>,
     pub(super) identities: Arc<Identities>,
     pub(super) revocations: Revocations,
+    pub(super) feed: Option<writeback::Feed>,
 }
 
 /// Everything that the control thread owns.
@@ -67,6 +69,8 @@ pub(super) struct Control {
     pub(super) revocations: Revocations,
     pub(super) ledger: Ledger,
     pub(super) answers: Arc<Answers>,
+    /// Where the API server is told of the pods, if there is one.
+    pub(super) feed: Option<writeback::Feed>,
     held: Arc<Held>,
     identities: Arc<Identities>,
     snapshots: watch::Sender<Arc<Mesh>>,
@@ -80,7 +84,7 @@ impl Control {
         snapshots: watch::Sender<Arc<Mesh>>,
         answers: Arc<Answers>,
     ) -> Self {
-        let Parts { datapath, mut workers, held, identities, revocations } = parts;
+        let Parts { datapath, mut workers, held, identities, revocations, feed } = parts;
         let pods = Pods::new(&datapath, options.direct, options.keepalive);
         let generations = datapath.generations();
         let feeds = workers.iter_mut().filter_map(|worker| worker.audit.take()).collect();
@@ -100,6 +104,7 @@ impl Control {
             snapshots,
             generations,
             answers,
+            feed,
         }
     }
 
@@ -172,6 +177,7 @@ impl Control {
                 }
             }
         }
+        self.answers.pulse.drain();
         tokio::select! {
             () = self.drain() => {}
             _ = terminate.recv() => {}
@@ -241,6 +247,8 @@ impl Control {
         }
         self.watch();
         self.held.sweep();
+        self.tell_the_server();
+        self.answers.pulse.beat();
     }
 
     /// The node's own addresses: of the namespace that the agent runs in, of its Node object, and those it was told.
@@ -294,6 +302,7 @@ impl Control {
         match question {
             Question::Status(answer) => drop(answer.send(status::of(self).await)),
             Question::Audit(period, answer) => drop(answer.send(self.audit(period))),
+            Question::Readiness(answer) => drop(answer.send(pages::waiting_for(self))),
             Question::Explain(query, answer) => {
                 let here = Here { mesh: &self.mesh, node_addresses: &self.node_addresses };
                 let site = explain::Site { here, direct: self.options.direct };

@@ -6,10 +6,12 @@ mod certificates;
 mod control;
 mod kernel;
 mod networks;
+mod pages;
 mod pending;
 mod pods;
 mod revoke;
 mod status;
+mod told;
 mod vouched;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -19,11 +21,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    admin::{self, lock::RunLock, server::Server},
+    admin::{self, http, lock::RunLock, server::Server},
     ca,
     datapath::{self, Datapath},
     discovery,
     identity::Identities,
+    kubernetes::{self, writeback},
     model::{Certificates, Mesh},
     node, proxy,
 };
@@ -42,6 +45,8 @@ pub type ShowCertificates = Arc<dyn Fn() -> Certificates + Send + Sync>;
 pub struct Options {
     /// `--manifests`: the folder of manifests.
     pub manifests: PathBuf,
+    /// The API server that is told of this node's pods.
+    pub write_back: Option<kubernetes::Access>,
     /// `--node-name`, or the host name.
     pub node_name: String,
     /// `--trust-domain`: of all identities.
@@ -54,6 +59,8 @@ pub struct Options {
     pub direct: bool,
     /// `--run-dir`: folder of the admin socket and the lock.
     pub run_dir: PathBuf,
+    /// `--http-address`: where probes, Prometheus and port-forwards come.
+    pub http_address: http::Address,
     /// `--bpffs`: where bpffs is mounted.
     pub bpffs: PathBuf,
     /// `--cgroup`: root of the cgroup v2 tree.
@@ -136,8 +143,11 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let certificates = vouched::show(Arc::clone(&identities), &options.authority);
         let answers = Arc::new(answers::Answers::new(ask, options.set_log_filter.clone(), certificates));
         let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
+        let pages = Arc::new(pages::AgentPages::new(Arc::clone(&answers), &workers));
+        let mut http = tokio::spawn(serve_http(options.http_address, pages)?);
         let revocations = revoke::Revocations::start(datapath.flows()?).context("the thread of revocations")?;
-        let parts = control::Parts { datapath, workers, held, identities, revocations };
+        let (feed, mut writes) = write_back(&options).await?;
+        let parts = control::Parts { datapath, workers, held, identities, revocations, feed };
         let mut control = control::Control::new(options, parts, snapshots, answers);
         // What runs already must be known before it is decided what of an earlier agent's is not wanted any more.
         control.await_pods(&mut pods).await;
@@ -146,8 +156,37 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             end = &mut finder => Err(anyhow::anyhow!("looking for pods ended: {end:?}")),
             end = &mut source => Err(anyhow::anyhow!("reading the manifests ended: {end:?}")),
             end = &mut admin => Err(anyhow::anyhow!("the admin socket ended: {end:?}")),
+            end = &mut writes => Err(anyhow::anyhow!("writing to the API server ended: {end:?}")),
+            end = &mut http => Err(anyhow::anyhow!("the HTTP listener ended: {end:?}")),
             end = &mut rotation => Err(anyhow::anyhow!("the rotation of certificates ended: {end:?}")),
             end = &mut log => Err(anyhow::anyhow!("the programs' log ended: {end:?}")),
+        }
+    })
+}
+
+/// Who tells the API server of this node's pods; where there is none, nobody, for ever.
+async fn write_back(options: &Options) -> anyhow::Result<(Option<writeback::Feed>, tokio::task::JoinHandle<()>)> {
+    let Some(access) = &options.write_back else { return Ok((None, tokio::spawn(std::future::pending()))) };
+    let (feed, writes) = writeback::start(access.client().await?, options.node_name.clone());
+    Ok((Some(feed), tokio::spawn(writes)))
+}
+
+/// The HTTP listener; where none is wanted, nothing, for ever.
+fn serve_http(
+    address: http::Address,
+    pages: Arc<pages::AgentPages>,
+) -> anyhow::Result<impl Future<Output = ()> + Send> {
+    let listener = match address {
+        http::Address::None => None,
+        http::Address::At(address) => {
+            let bound = http::Listener::bind(address);
+            Some(bound.with_context(|| format!("cannot listen on --http-address {address}"))?)
+        }
+    };
+    Ok(async move {
+        match listener {
+            Some(listener) => listener.run(pages).await,
+            None => std::future::pending().await,
         }
     })
 }

@@ -135,7 +135,7 @@ fn node(control: &Control, pods: &[PodStatus], certificates: CertificateSummary)
     }
 }
 
-fn hooks(control: &Control) -> Vec<HookStatus> {
+pub(super) fn hooks(control: &Control) -> Vec<HookStatus> {
     let mut hooks = control.datapath.hooks();
     let armed: Vec<&Enrolled> = control.pods.enrolled.values().filter(|pod| pod.stage == Stage::Armed).collect();
     hooks.push(HookStatus {
@@ -233,7 +233,7 @@ pub(super) fn states(control: &Control) -> impl Iterator<Item = (ObjectName, Pod
     named(control).map(|(name, workload, enrolled)| (name.clone(), state(control, workload, enrolled)))
 }
 
-fn state(control: &Control, workload: Option<&Workload>, pod: Option<&Enrolled>) -> PodState {
+pub(super) fn state(control: &Control, workload: Option<&Workload>, pod: Option<&Enrolled>) -> PodState {
     match (pod.map(|pod| pod.stage), workload) {
         (Some(Stage::Armed), _) => PodState::Armed,
         (Some(_), Some(workload)) if control.pods.should_be_armed(&control.mesh, workload) => PodState::Failed,
@@ -242,6 +242,15 @@ fn state(control: &Control, workload: Option<&Workload>, pod: Option<&Enrolled>)
         (None, Some(workload)) if workload.enrolled => PodState::Failed,
         (None, _) => PodState::Off,
     }
+}
+
+/// What is wrong with a pod, beyond what is wrong with its object.
+pub(super) fn problems_of(control: &Control, workload: &Workload) -> Vec<Problem> {
+    let name = &workload.name;
+    let mut problems: Vec<Problem> = control.pods.failed.get(name).cloned().into_iter().collect();
+    problems.extend(unknown_problem(control, workload));
+    problems.extend(control.watched.get(name).into_iter().flat_map(|watched| bypass_problems(name, watched)));
+    problems
 }
 
 fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, pod: Option<&Enrolled>) -> PodStatus {

@@ -13,6 +13,7 @@ use super::{
     logging::{self, LogFormat},
 };
 use crate::{
+    admin::http,
     app,
     discovery::DEFAULT_ROOT_NAMESPACE,
     model::{DEFAULT_TRUST_DOMAIN, is_trust_domain},
@@ -54,6 +55,9 @@ pub(super) struct Args {
     authority: AuthorityArgs,
     #[command(flatten)]
     run_dir: RunDir,
+    /// Where /livez, /readyz and /metrics are served, and /v1/status to port-forwards; none for nowhere
+    #[arg(long, value_name = "ADDRESS", default_value = http::DEFAULT_ADDRESS, env = "MESH_AGENT_HTTP_ADDRESS")]
+    http_address: http::Address,
     #[command(flatten)]
     bpffs: Bpffs,
     #[command(flatten)]
@@ -115,12 +119,14 @@ fn options(args: Args, set_log_filter: app::SetLogFilter) -> anyhow::Result<app:
     };
     Ok(app::Options {
         manifests: args.manifests,
+        write_back: None,
         node_name,
         trust_domain: args.trust_domain,
         authority: args.authority.choice(&args.run_dir.run_dir),
         root_namespace: args.root_namespace,
         direct: args.direct == Switch::On,
         run_dir: args.run_dir.run_dir,
+        http_address: args.http_address,
         bpffs: args.bpffs.bpffs,
         cgroup,
         workers,
@@ -158,6 +164,7 @@ mod tests {
         assert_eq!(options.drain_deadline, Duration::from_secs(30));
         assert_eq!(options.run_dir, PathBuf::from("/run/mesh-agent"));
         assert_eq!(options.bpffs, PathBuf::from("/sys/fs/bpf"));
+        assert_eq!(options.http_address.to_string(), "[::]:15020");
         assert!(options.workers >= 1 && options.workers <= MAX_WORKERS as usize);
     }
 
@@ -213,6 +220,7 @@ mod tests {
             ("--trust-domain", "A.b"),
             ("--certificate-lifetime", "9999ms"),
             ("--node-address", "10.0.0"),
+            ("--http-address", "15020"),
         ] {
             let error = parse(&[flag, value]).err().unwrap().to_string();
             assert!(error.contains(flag) && error.contains(value), "{error}");

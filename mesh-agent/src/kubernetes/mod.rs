@@ -2,5 +2,6 @@
 //! `discovery`'s).
 
 mod client;
+pub mod writeback;
 
 pub use client::{Access, Error, USER_AGENT};

@@ -127,6 +127,7 @@ reasons! {
     CertificateOverdue "certificate_overdue" Agent "A certificate should have been renewed and was not; it is valid still." "mesh-agent policy certificates tells what the certificate authority answered; mend that before it expires.";
     WorkerStuck "worker_stuck" Agent "A worker does not beat." "The other workers take its new connections; restart the agent and report it with its log.";
     ConnectionsKept "connections_kept" Agent "Direct connections that a change of policy forbids cannot be ended." "The kernel lacks CONFIG_INET_DIAG_DESTROY: start the agent with --direct=off, or restart the pods after such a change.";
+    StatusNotWritten "status_not_written" Upstream "A pod's annotation mesh-agent.io/status, or an Event about it, could not be written." "It is tried again; see the message: the agent may patch pods and create events where its ClusterRole says so.";
     TooManyWorkloads "too_many_workloads" Agent "The node has more enrolled pods than the agent has slots." "Disable the mesh for some pods.";
 }
 

@@ -3,9 +3,12 @@
 pub mod audit;
 mod connection;
 mod counters;
+mod exposition;
+pub mod metrics;
 mod verdicts;
 
 pub use crate::model::Direction;
 pub use connection::{Connection, Wire, unix_now};
 pub use counters::{Count, DirectionCounters, PodCounters, TransportCounters, WorkerCounters};
+pub use exposition::{Exposition, Family, Format, Kind, Samples};
 pub use verdicts::Verdicts;

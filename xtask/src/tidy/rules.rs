@@ -24,7 +24,7 @@ const EDGES: [(&str, &[&str]); 17] = [
     ("ca", &["identity", "kubernetes", "model"]),
     ("proxy", &["balance", "identity", "model", "net", "policy", "route", "sys", "telemetry"]),
     ("explain", &["model", "policy", "proxy", "route"]),
-    ("admin", &["model"]),
+    ("admin", &["model", "telemetry"]),
     (
         "cli",
         &["admin", "app", "ca", "datapath", "discovery", "explain", "kubernetes", "model", "net", "policy", "route"],
