@@ -2,5 +2,7 @@
 //! `discovery`'s).
 
 mod client;
+mod service;
 
 pub use client::{Access, Error, USER_AGENT};
+pub use service::{ServiceAddresses, ServicePort};
