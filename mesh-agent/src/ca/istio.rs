@@ -3,6 +3,7 @@
 use std::{
     fs,
     future::Future,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     pin::Pin,
@@ -126,13 +127,21 @@ impl Istio {
     /// Reads the bundle, and follows it. To be called within a tokio runtime; nothing is connected yet.
     ///
     /// # Errors
-    /// The address is none, the bundle or the token cannot be used.
+    /// The address is none, the bundle or the token cannot be used. The bundle of a Service may come later.
     pub fn new(config: &IstioConfig) -> Result<Self, Error> {
         let name = server_name(config)?;
         if let Some(token) = &config.token {
             fs::File::open(token).map_err(|source| Error::Io { doing: "read", path: token.clone(), source })?;
         }
-        let (send, bundle) = watch::channel(Arc::new(read_bundle(&config.bundle)?));
+        let first = match read_bundle(&config.bundle) {
+            // In a cluster the authority may start later than the agent, and its bundle be mounted then.
+            Err(Error::Io { source, .. }) if config.service.is_some() && source.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!(path = %config.bundle.display(), "there is no trust bundle yet");
+                TrustBundle::default()
+            }
+            read => read?,
+        };
+        let (send, bundle) = watch::channel(Arc::new(first));
         let following = tokio::spawn(follow(config.bundle.clone(), send));
         let service = config.service.clone().zip(config.address.parse().ok());
         let addresses: Box<dyn Resolve> = match service {
@@ -266,6 +275,10 @@ impl Istio {
         let mut config = config.with_root_certificates(verify::store(bundle)).with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let connector = TlsConnector::from(Arc::new(config));
+        if bundle.roots.is_empty() {
+            let message = format!("--ca-bundle {}: it is not there yet", self.config.bundle.display());
+            return Err(Refusal { reason: Reason::CaUntrusted, message, is_transient: true });
+        }
         let addresses = self.addresses.resolve().await.map_err(|why| self.unreachable(&why))?;
         let mut refusal = self.unreachable("it has no address");
         for address in addresses {

@@ -89,12 +89,15 @@ impl ServiceAddresses {
 
     async fn ask(&self, client: &Client) -> Result<Vec<SocketAddr>, String> {
         let services: Api<Service> = Api::namespaced(client.clone(), &self.service.namespace);
-        let service = services.get(&self.service.name).await.map_err(|error| error.to_string())?;
+        // A list of one: agents may list Services anyway.
+        let named = ListParams::default().fields(&format!("metadata.name={}", self.service.name));
+        let services = services.list(&named).await.map_err(|error| error.to_string())?;
+        let service = services.items.first().ok_or("there is no such Service")?;
         let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), &self.service.namespace);
         let selected = ListParams::default().labels(&format!("{SERVICE_NAME}={}", self.service.name));
         let slices = slices.list(&selected).await.map_err(|error| error.to_string())?;
         let random = RandomState::new();
-        addresses(&service, &slices.items, self.service.port, |address| random.hash_one(address))
+        addresses(service, &slices.items, self.service.port, |address| random.hash_one(address))
     }
 }
 
