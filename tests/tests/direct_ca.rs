@@ -94,7 +94,7 @@ impl Site {
 
     fn client_with(&self, address: &str, node: &str, bundle: PathBuf) -> Arc<dyn CertificateAuthority> {
         let token = Some(self.path(node));
-        let istio = IstioConfig { address: address.to_owned(), name: None, bundle, token };
+        let istio = IstioConfig { address: address.to_owned(), name: None, bundle, token, service: None };
         connect(&Config { choice: Choice::Istio(istio), trust_domain: DOMAIN.to_owned() }).unwrap()
     }
 

@@ -14,7 +14,8 @@ use super::{
     Error, Lifetimes,
     certificate::{SKEW, Signer, Validity},
     csr,
-    folder::{Folder, Material},
+    folder::Folder,
+    material::Material,
     roots::{Phase, phase, wants_intermediate},
 };
 use crate::{
@@ -31,13 +32,21 @@ pub struct Issued {
     pub validity: Validity,
 }
 
-/// A certificate authority whose root or intermediate is kept in a folder.
+/// A certificate authority.
 pub struct Authority {
     trust_domain: Arc<str>,
     lifetimes: Lifetimes,
-    folder: Folder,
+    kept: Kept,
     signing: RwLock<Arc<Signing>>,
     bundle: watch::Sender<Arc<TrustBundle>>,
+}
+
+/// Where its root or intermediate is kept.
+enum Kept {
+    /// In a folder that it reads.
+    Folder(Folder),
+    /// Wherever it was put from.
+    Given(RwLock<Material>),
 }
 
 /// What signs now.
@@ -55,19 +64,59 @@ impl Authority {
     pub fn open(folder: &Path, trust_domain: &str, lifetimes: Lifetimes, now: SystemTime) -> Result<Self, Error> {
         let folder = Folder::new(folder);
         let material = folder.open(trust_domain, &lifetimes, now)?;
+        folder.publish(&material.roots())?;
+        Self::start(Kept::Folder(folder), material, trust_domain, lifetimes, now)
+    }
+
+    /// With what somebody else reads, and [`Self::put`]s when it changes.
+    pub(super) fn of(
+        material: Material,
+        trust_domain: &str,
+        lifetimes: Lifetimes,
+        now: SystemTime,
+    ) -> Result<Self, Error> {
+        Self::start(Kept::Given(RwLock::new(material.clone())), material, trust_domain, lifetimes, now)
+    }
+
+    fn start(
+        kept: Kept,
+        material: Material,
+        trust_domain: &str,
+        lifetimes: Lifetimes,
+        now: SystemTime,
+    ) -> Result<Self, Error> {
         let signing = Arc::new(Signing::next(None, material, trust_domain, &lifetimes, now)?);
-        folder.publish(&signing.roots)?;
         let (bundle, _) = watch::channel(Arc::new(TrustBundle { roots: signing.roots.clone() }));
-        Ok(Self { trust_domain: trust_domain.into(), lifetimes, folder, signing: RwLock::new(signing), bundle })
+        Ok(Self { trust_domain: trust_domain.into(), lifetimes, kept, signing: RwLock::new(signing), bundle })
     }
 
     /// Looks into the folder again: other roots, a next root, time for another intermediate. To be called every minute
     /// or so; after an error everything stays as it is.
     pub fn refresh(&self, now: SystemTime) -> Result<(), Error> {
-        let material = self.folder.open(&self.trust_domain, &self.lifetimes, now)?;
+        match &self.kept {
+            Kept::Folder(folder) => {
+                let material = folder.open(&self.trust_domain, &self.lifetimes, now)?;
+                folder.publish(&material.roots())?;
+                self.use_from_now(material, now)
+            }
+            Kept::Given(material) => {
+                let material = material.read().unwrap_or_else(PoisonError::into_inner).clone();
+                self.use_from_now(material, now)
+            }
+        }
+    }
+
+    /// Signs with this from now on, and trusts its roots. They have to be published before.
+    pub(super) fn put(&self, material: Material, now: SystemTime) -> Result<(), Error> {
+        if let Kept::Given(kept) = &self.kept {
+            *kept.write().unwrap_or_else(PoisonError::into_inner) = material.clone();
+        }
+        self.use_from_now(material, now)
+    }
+
+    fn use_from_now(&self, material: Material, now: SystemTime) -> Result<(), Error> {
         let next = Signing::next(Some(&self.signing()), material, &self.trust_domain, &self.lifetimes, now)?;
         let bundle = TrustBundle { roots: next.roots.clone() };
-        self.folder.publish(&bundle.roots)?;
         *self.signing.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         self.bundle.send_if_modified(|old| {
             let has_changed = **old != bundle;
@@ -79,9 +128,11 @@ impl Authority {
         Ok(())
     }
 
-    /// Makes the root that is to replace the present one, unless that is under way.
+    /// Makes the root that is to replace the present one in its folder, unless that is under way.
     pub fn replace_root(&self, now: SystemTime) -> Result<(), Error> {
-        self.folder.replace_root(&self.trust_domain, &self.lifetimes, now)?;
+        if let Kept::Folder(folder) = &self.kept {
+            folder.replace_root(&self.trust_domain, &self.lifetimes, now)?;
+        }
         self.refresh(now)
     }
 
@@ -163,14 +214,14 @@ impl Signing {
         lifetimes: &Lifetimes,
         now: SystemTime,
     ) -> Result<Self, Error> {
+        let roots = material.roots();
         let (current, next) = match material {
             Material::Own { current, next } => (current, next),
-            Material::Given { signer, chain, roots } => {
+            Material::Given { signer, chain, .. } => {
                 let parent = signer.certificate.clone();
-                return Ok(Self { signer: Arc::from(signer), chain, parent, roots });
+                return Ok(Self { signer, chain, parent, roots });
             }
         };
-        let roots = std::iter::once(&current).chain(next.as_ref()).map(|root| root.certificate.clone()).collect();
         let root = match next {
             Some(next) if phase(&next.validity, lifetimes, now) != Phase::Announced => next,
             _ => current,
@@ -189,6 +240,6 @@ impl Signing {
         let from = root.validity.from.max(now - SKEW);
         let validity = Validity { from, until: root.validity.until.min(now + lifetimes.intermediate) };
         let signer = Arc::new(root.intermediate(trust_domain, validity).map_err(Error::Crypto)?);
-        Ok(Self { chain: vec![signer.certificate.clone()], signer, parent: root.certificate, roots })
+        Ok(Self { chain: vec![signer.certificate.clone()], signer, parent: root.certificate.clone(), roots })
     }
 }

@@ -35,6 +35,19 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// The API server does not do it.
+    #[error(
+        "cannot {doing}: {source}; check that the API server can be reached and that the authority may (docs/KUBERNETES.md)"
+    )]
+    Api {
+        /// What was tried.
+        doing: String,
+        /// What it said.
+        source: Box<kube::Error>,
+    },
+    /// There is no API server.
+    #[error(transparent)]
+    Access(#[from] crate::kubernetes::Error),
     /// Making a key or a certificate failed.
     #[error("cannot make keys or certificates: {0}; please report it")]
     Crypto(String),

@@ -13,37 +13,26 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
-use rcgen::KeyPair;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::pki_types::CertificateDer;
+use zeroize::Zeroizing;
 
 use super::{
     Error, Lifetimes,
-    certificate::{SKEW, Signer, Validity, is_self_signed},
+    certificate::{SKEW, Signer, Validity},
+    material::{Files, Material, NEXT, ROOT, given, signer},
     pem,
-    roots::{Phase, phase, wants_next},
+    roots::wants_next,
 };
 
-/// Files of a given intermediate: certificate and what links it to the root, key, roots.
-const GIVEN: [[&str; 3]; 2] = [["tls.crt", "tls.key", "ca.crt"], ["ca-cert.pem", "ca-key.pem", "root-cert.pem"]];
-
-const ROOT: [&str; 2] = ["root-cert.pem", "root-key.pem"];
-const NEXT: [&str; 2] = ["next-cert.pem", "next-key.pem"];
 const BUNDLE: &str = "bundle.pem";
 const LOCK: &str = "lock";
 
 /// What an authority makes in its folder.
 pub const FILES: [&str; 6] = [ROOT[0], ROOT[1], NEXT[0], NEXT[1], BUNDLE, LOCK];
-
-/// What an authority signs with.
-pub(super) enum Material {
-    /// Roots of its own.
-    Own { current: Box<Signer>, next: Option<Box<Signer>> },
-    /// A certificate that somebody else signed, what links it to a root, and the roots.
-    Given { signer: Box<Signer>, chain: Vec<CertificateDer<'static>>, roots: Vec<CertificateDer<'static>> },
-}
 
 /// The folder. Several processes may use it at once.
 #[derive(Clone, Debug)]
@@ -63,7 +52,7 @@ impl Folder {
             made.map_err(|source| self.io("make", "", source))?;
         }
         let lock = self.lock()?;
-        if let Some(given) = self.given()? {
+        if let Some(given) = given(self)? {
             return Ok(given);
         }
         if !self.has(ROOT[0]) {
@@ -72,20 +61,19 @@ impl Folder {
             tracing::info!(folder = %self.path.display(), "made a root for {trust_domain}");
         }
         self.finish_promotion()?;
-        let (mut current, mut next) = (Box::new(self.signer(ROOT)?), None);
+        let (current, mut next) = (Arc::new(signer(self, ROOT)?), None);
         if self.has(NEXT[0]) {
-            next = Some(Box::new(self.signer(NEXT)?));
+            next = Some(Arc::new(signer(self, NEXT)?));
         } else if lock.is_some() && wants_next(&current.validity, now) {
-            next = Some(Box::new(self.announce_next(trust_domain, lifetimes, now)?));
+            next = Some(Arc::new(self.announce_next(trust_domain, lifetimes, now)?));
         }
-        if lock.is_some() && next.as_ref().is_some_and(|next| phase(&next.validity, lifetimes, now) == Phase::Done) {
+        let material = Material::Own { current, next };
+        if lock.is_some() && material.is_replaced(lifetimes, now) {
             self.promote()?;
             tracing::info!(folder = %self.path.display(), "the old root is trusted no more");
-            if let Some(next) = next.take() {
-                current = next;
-            }
+            return Ok(Material::Own { current: Arc::new(signer(self, ROOT)?), next: None });
         }
-        Ok(Material::Own { current, next })
+        Ok(material)
     }
 
     /// Makes a next root, unless there is one.
@@ -128,42 +116,6 @@ impl Folder {
         }
     }
 
-    fn given(&self) -> Result<Option<Material>, Error> {
-        let Some([certificate, key, roots]) = GIVEN.into_iter().find(|[certificate, ..]| self.has(certificate)) else {
-            return Ok(None);
-        };
-        let mut chain = self.certificates(certificate)?;
-        let signer = Signer::new(chain.remove(0), self.key(key)?)
-            .map_err(|why| self.unusable(certificate, &why, "give a CA certificate and the key that belongs to it"))?;
-        chain.insert(0, signer.certificate.clone());
-        chain.retain(|certificate| !is_self_signed(certificate));
-        let roots = self.certificates(roots)?;
-        Ok(Some(Material::Given { signer: Box::new(signer), chain, roots }))
-    }
-
-    fn signer(&self, [certificate, key]: [&str; 2]) -> Result<Signer, Error> {
-        let first = self.certificates(certificate)?.remove(0);
-        Signer::new(first, self.key(key)?).map_err(|why| {
-            self.unusable(certificate, &why, "restore the pair from a backup, or remove both for a new root")
-        })
-    }
-
-    /// At least one.
-    fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
-        let bytes = fs::read(self.path.join(name)).map_err(|source| self.io("read", name, source))?;
-        pem::read_certificates(&bytes).map_err(|why| self.unusable(name, &why, "give certificates in PEM"))
-    }
-
-    fn key(&self, name: &str) -> Result<KeyPair, Error> {
-        let bytes =
-            zeroize::Zeroizing::new(fs::read(self.path.join(name)).map_err(|source| self.io("read", name, source))?);
-        let read = || {
-            let der = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| error.to_string())?;
-            KeyPair::try_from(&der).map_err(|error| error.to_string())
-        };
-        read().map_err(|why| self.unusable(name, &why, "give a private key in PEM (PKCS#8)"))
-    }
-
     /// The key first: a certificate without its key would look like a root.
     fn store(&self, [certificate, key]: [&str; 2], signer: &Signer) -> Result<(), Error> {
         self.write(key, signer.key_pem().as_bytes(), 0o600)?;
@@ -177,7 +129,7 @@ impl Folder {
     }
 
     fn finish_promotion(&self) -> Result<(), Error> {
-        if self.has(NEXT[0]) && !self.has(NEXT[1]) && self.signer([NEXT[0], ROOT[1]]).is_ok() {
+        if self.has(NEXT[0]) && !self.has(NEXT[1]) && signer(self, [NEXT[0], ROOT[1]]).is_ok() {
             self.rename(NEXT[0], ROOT[0])?;
         }
         Ok(())
@@ -209,17 +161,23 @@ impl Folder {
         File::open(&self.path)?.sync_all()
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.path.join(name).exists()
-    }
-
     fn io(&self, doing: &'static str, name: &str, source: io::Error) -> Error {
         let path = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
         Error::Io { doing, path, source }
     }
+}
 
-    fn unusable(&self, name: &str, why: &str, remedy: &'static str) -> Error {
-        Error::Unusable { path: self.path.join(name), why: why.to_owned(), remedy }
+impl Files for Folder {
+    fn has(&self, name: &str) -> bool {
+        self.path.join(name).exists()
+    }
+
+    fn read(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, Error> {
+        fs::read(self.path.join(name)).map(Zeroizing::new).map_err(|source| self.io("read", name, source))
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 }
 
@@ -227,7 +185,8 @@ fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
-fn make_root(trust_domain: &str, lifetimes: &Lifetimes, now: SystemTime) -> Result<Signer, Error> {
+/// A new root, valid from now.
+pub(super) fn make_root(trust_domain: &str, lifetimes: &Lifetimes, now: SystemTime) -> Result<Signer, Error> {
     let validity = Validity { from: now - SKEW, until: now + lifetimes.root };
     Signer::root(trust_domain, validity).map_err(Error::Crypto)
 }

@@ -2,7 +2,11 @@
 
 use std::{
     fs,
+    future::Future,
+    io,
+    net::SocketAddr,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -32,11 +36,12 @@ use super::{
 };
 use crate::{
     identity::{CertificateAuthority, Fetching, Refusal, Svid, TrustBundle},
+    kubernetes::{Access, ServiceAddresses},
     model::{Identity, Reason},
 };
 
 /// How long a connection may take to be there, TLS included.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(10);
 /// How long an answer may take.
 const CALL: Duration = Duration::from_secs(10);
 /// How long a failed attempt to connect stands for others.
@@ -45,6 +50,9 @@ const FRESH: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(1);
 /// What is asked for; the authority may give less.
 const VALIDITY: i64 = 24 * 3600;
+
+/// How long one of several addresses may take.
+const ADDRESS: Duration = Duration::from_secs(2);
 
 /// Where the authority is, and what it and the agent show each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +65,45 @@ pub struct IstioConfig {
     pub bundle: PathBuf,
     /// `--ca-token`: the agent's bearer token.
     pub token: Option<PathBuf>,
+    /// Which API server knows the address, if it is that of a Service.
+    pub service: Option<Access>,
+}
+
+/// Addresses, on their way.
+pub type Resolving<'a> = Pin<Box<dyn Future<Output = Result<Vec<SocketAddr>, String>> + Send + 'a>>;
+
+/// Knows where the authority is.
+pub trait Resolve: Send + Sync {
+    /// Addresses to be tried in this order.
+    ///
+    /// # Errors
+    /// Why they are not known.
+    fn resolve(&self) -> Resolving<'_>;
+}
+
+/// By name, as the machine resolves it.
+struct ByName(String);
+
+impl Resolve for ByName {
+    fn resolve(&self) -> Resolving<'_> {
+        Box::pin(async {
+            let found = tokio::net::lookup_host(&self.0).await.map_err(|error| error.to_string())?;
+            Ok(found.collect())
+        })
+    }
+}
+
+impl Resolve for ServiceAddresses {
+    fn resolve(&self) -> Resolving<'_> {
+        Box::pin(self.find())
+    }
 }
 
 /// A [`CertificateAuthority`] across the network.
 pub struct Istio {
     config: IstioConfig,
     name: ServerName<'static>,
+    addresses: Box<dyn Resolve>,
     bundle: watch::Receiver<Arc<TrustBundle>>,
     channel: Mutex<Connection>,
     following: JoinHandle<()>,
@@ -86,15 +127,29 @@ impl Istio {
     /// Reads the bundle, and follows it. To be called within a tokio runtime; nothing is connected yet.
     ///
     /// # Errors
-    /// The address is none, the bundle or the token cannot be used.
+    /// The address is none, the bundle or the token cannot be used. The bundle of a Service may come later.
     pub fn new(config: &IstioConfig) -> Result<Self, Error> {
         let name = server_name(config)?;
         if let Some(token) = &config.token {
             fs::File::open(token).map_err(|source| Error::Io { doing: "read", path: token.clone(), source })?;
         }
-        let (send, bundle) = watch::channel(Arc::new(read_bundle(&config.bundle)?));
+        let first = match read_bundle(&config.bundle) {
+            // In a cluster the authority may start later than the agent, and its bundle be mounted then.
+            Err(Error::Io { source, .. }) if config.service.is_some() && source.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!(path = %config.bundle.display(), "there is no trust bundle yet");
+                TrustBundle::default()
+            }
+            read => read?,
+        };
+        let (send, bundle) = watch::channel(Arc::new(first));
         let following = tokio::spawn(follow(config.bundle.clone(), send));
-        Ok(Self { config: config.clone(), name, bundle, channel: Mutex::new(Connection::None), following })
+        let service = config.service.clone().zip(config.address.parse().ok());
+        let addresses: Box<dyn Resolve> = match service {
+            Some((access, service)) => Box::new(ServiceAddresses::new(service, access)),
+            None => Box::new(ByName(config.address.clone())),
+        };
+        let channel = Mutex::new(Connection::None);
+        Ok(Self { config: config.clone(), name, addresses, bundle, channel, following })
     }
 
     async fn issue(&self, identity: &Identity) -> Result<Svid, Refusal> {
@@ -140,6 +195,11 @@ impl Istio {
                 self.forget(&channel).await;
                 let (channel, _) = self.channel().await?;
                 Ok(self.call_on(&channel, metadata, request).await?)
+            }
+            // Another one may know more: the next call is to whoever answers then.
+            Err(status) if status.reason == Some(Reason::CaNotReady) => {
+                self.forget(&channel).await;
+                Err(status.into())
             }
             answer => Ok(answer?),
         }
@@ -209,16 +269,33 @@ impl Istio {
     }
 
     async fn dial(&self, bundle: &TrustBundle) -> Result<Channel, Refusal> {
-        let stream = TcpStream::connect(&self.config.address)
-            .await
-            .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
-            .map_err(|error| self.unreachable(&error.to_string()))?;
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| self.unreachable(&error.to_string()))?;
         let mut config = config.with_root_certificates(verify::store(bundle)).with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let connector = TlsConnector::from(Arc::new(config));
+        if bundle.roots.is_empty() {
+            let message = format!("--ca-bundle {}: it is not there yet", self.config.bundle.display());
+            return Err(Refusal { reason: Reason::CaUntrusted, message, is_transient: true });
+        }
+        let addresses = self.addresses.resolve().await.map_err(|why| self.unreachable(&why))?;
+        let mut refusal = self.unreachable("it has no address");
+        for address in addresses {
+            let dialled = timeout(ADDRESS, self.dial_at(address, &connector)).await;
+            match dialled.unwrap_or_else(|_| Err(self.unreachable(&format!("no connection to {address} in time")))) {
+                Ok(channel) => return Ok(channel),
+                Err(why) => refusal = why,
+            }
+        }
+        Err(refusal)
+    }
+
+    async fn dial_at(&self, address: SocketAddr, connector: &TlsConnector) -> Result<Channel, Refusal> {
+        let stream = TcpStream::connect(address)
+            .await
+            .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+            .map_err(|error| self.unreachable(&format!("{address}: {error}")))?;
         let stream = connector.connect(self.name.clone(), stream).await.map_err(|error| self.not_connected(&error))?;
         Channel::open(format!("https://{}", self.config.address), stream).await.map_err(Refusal::from)
     }
@@ -336,7 +413,8 @@ mod tests {
 
     fn config(address: &str, name: Option<&str>) -> IstioConfig {
         let name = name.map(ToOwned::to_owned);
-        IstioConfig { address: address.to_owned(), name, bundle: PathBuf::from("/nonexistent/bundle"), token: None }
+        let bundle = PathBuf::from("/nonexistent/bundle");
+        IstioConfig { address: address.to_owned(), name, bundle, token: None, service: None }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod authority;
 mod certificate;
+pub mod cluster;
 mod connect;
 pub mod csr;
 mod embedded;
@@ -10,6 +11,7 @@ mod error;
 mod folder;
 pub mod grpc;
 mod istio;
+mod material;
 mod pem;
 mod roots;
 pub mod server;
@@ -25,6 +27,6 @@ pub use connect::{Choice, Config, connect};
 pub use embedded::Embedded;
 pub use error::Error;
 pub use folder::FILES;
-pub use istio::{Istio, IstioConfig};
+pub use istio::{Istio, IstioConfig, Resolve, Resolving};
 pub use roots::Lifetimes;
 pub use spire::Spire;

@@ -8,7 +8,10 @@ use std::{
 use clap::Args;
 
 use super::duration;
-use crate::ca::{Choice, IstioConfig};
+use crate::{
+    ca::{Choice, IstioConfig},
+    kubernetes::{Access, ServicePort},
+};
 
 /// The shortest life of a certificate: times in it are whole seconds, and the clocks of two nodes differ by some.
 const SHORTEST_LIFE: Duration = Duration::from_secs(10);
@@ -19,7 +22,8 @@ pub(super) const FOLDER: &str = "ca";
 /// At most one of the three kinds.
 #[derive(Debug, Args)]
 pub(super) struct AuthorityArgs {
-    /// Certificate authority to ask: `mesh-agent ca`, or Istio's [default: the agent is its own]
+    /// Certificate authority to ask: `mesh-agent ca`, or Istio's; where the Service NAME.NAMESPACE.svc is, the API server
+    /// is asked [default: the agent is its own]
     #[arg(long, value_name = "HOST:PORT", requires = "ca_bundle", env = "MESH_AGENT_CA_ADDRESS")]
     ca_address: Option<String>,
     /// Roots of that authority in PEM; followed when it changes
@@ -51,12 +55,13 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 }
 
 impl AuthorityArgs {
-    /// What they say.
-    pub(super) fn choice(self, run_dir: &Path) -> Choice {
+    /// What they say. The address of a Service is asked of the API server.
+    pub(super) fn choice(self, run_dir: &Path, access: Access) -> Choice {
         match self {
             Self { spiffe_endpoint_socket: Some(endpoint), .. } => Choice::Spire(endpoint),
             Self { ca_address: Some(address), ca_bundle: Some(bundle), ca_token: token, ca_name: name, .. } => {
-                Choice::Istio(IstioConfig { address, name, bundle, token })
+                let service = address.parse::<ServicePort>().is_ok().then_some(access);
+                Choice::Istio(IstioConfig { address, name, bundle, token, service })
             }
             Self { ca_root, certificate_lifetime: lifetime, .. } => {
                 Choice::Embedded { folder: ca_root.unwrap_or_else(|| run_dir.join(FOLDER)), lifetime }

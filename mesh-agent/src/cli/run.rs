@@ -16,6 +16,7 @@ use crate::{
     admin::http,
     app,
     discovery::DEFAULT_ROOT_NAMESPACE,
+    kubernetes::Access,
     model::{DEFAULT_TRUST_DOMAIN, is_trust_domain},
 };
 
@@ -122,7 +123,7 @@ fn options(args: Args, set_log_filter: app::SetLogFilter) -> anyhow::Result<app:
         write_back: None,
         node_name,
         trust_domain: args.trust_domain,
-        authority: args.authority.choice(&args.run_dir.run_dir),
+        authority: args.authority.choice(&args.run_dir.run_dir, Access::default()),
         root_namespace: args.root_namespace,
         direct: args.direct == Switch::On,
         run_dir: args.run_dir.run_dir,
@@ -197,8 +198,13 @@ mod tests {
             |folder: &str, seconds| Choice::Embedded { folder: folder.into(), lifetime: Duration::from_secs(seconds) };
         assert_eq!(choice(&[]).unwrap(), embedded("/run/mesh-agent/ca", 24 * 60 * 60));
         assert_eq!(choice(&["--ca-root", "/r", "--certificate-lifetime", "10s"]).unwrap(), embedded("/r", 10));
-        let istio =
-            IstioConfig { address: "ca:15012".into(), name: None, bundle: "/b".into(), token: Some("/t".into()) };
+        let istio = IstioConfig {
+            address: "ca:15012".into(),
+            name: None,
+            bundle: "/b".into(),
+            token: Some("/t".into()),
+            service: None,
+        };
         let flags = ["--ca-address", "ca:15012", "--ca-bundle", "/b", "--ca-token", "/t"];
         assert_eq!(choice(&flags).unwrap(), Choice::Istio(istio));
         let socket = ["--spiffe-endpoint-socket", "unix:///s"];

@@ -124,7 +124,7 @@ impl From<&Refusal> for Status {
             Reason::CaNotOnNode => Code::PermissionDenied,
             Reason::CaBadRequest | Reason::CaWrongIdentity => Code::InvalidArgument,
             Reason::CaLimited => Code::ResourceExhausted,
-            Reason::CaExpired => Code::Unavailable,
+            Reason::CaExpired | Reason::CaNotReady => Code::Unavailable,
             _ => Code::Internal,
         };
         // It may repeat what the caller wrote, and has to fit into a header.

@@ -97,7 +97,7 @@ async fn answer(
     let metadata = request.metadata.as_ref().and_then(|metadata| metadata.fields.get(IMPERSONATED_IDENTITY));
     let wanted = metadata.and_then(|value| value.string_value.as_deref());
     asked.identity = wanted.map(|wanted| wanted.chars().take(MAX_LOGGED).collect());
-    let identity = authorize(&caller, wanted, &*shared.pods).map_err(refused)?;
+    let identity = authorize(&caller, wanted, &*shared.pods).await.map_err(refused)?;
     asked.identity = Some(identity.to_string());
     let validity = u64::try_from(request.validity_duration).ok().map(Duration::from_secs);
     let issued =

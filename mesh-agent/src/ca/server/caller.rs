@@ -62,28 +62,39 @@ pub trait Authenticator: Send + Sync {
     fn authenticate<'a>(&'a self, credentials: Credentials<'a>) -> Authenticating<'a>;
 }
 
+/// The answer to whether something runs, on its way.
+pub type Looking<'a> = Pin<Box<dyn Future<Output = Result<bool, Refusal>> + Send + 'a>>;
+
 /// Knows what runs where.
 pub trait PodDirectory: Send + Sync {
     /// Whether a pod of this service account runs on the node; on any, where none is named.
-    fn runs(&self, node: Option<&str>, identity: &Identity) -> bool;
+    ///
+    /// # Errors
+    /// It is not known now.
+    fn runs<'a>(&'a self, node: Option<&'a str>, identity: &'a Identity) -> Looking<'a>;
 }
 
 /// The pods of a snapshot. One that names no node counts for none: nobody can vouch for it.
 impl PodDirectory for watch::Receiver<Arc<Mesh>> {
-    fn runs(&self, node: Option<&str>, identity: &Identity) -> bool {
+    fn runs<'a>(&'a self, node: Option<&'a str>, identity: &'a Identity) -> Looking<'a> {
         let mesh = Arc::clone(&self.borrow());
-        mesh.workloads.values().any(|workload| {
+        let runs = mesh.workloads.values().any(|workload| {
             *workload.identity == *identity
                 && workload.node.as_deref().is_some_and(|runs_on| node.is_none_or(|node| node == runs_on))
-        })
+        });
+        Box::pin(future::ready(Ok(runs)))
     }
 }
 
 /// Whose certificate a caller asks for, and whether it may have it.
 ///
 /// # Errors
-/// [`Reason::CaBadRequest`], [`Reason::CaWrongIdentity`], [`Reason::CaNotOnNode`].
-pub(super) fn authorize(caller: &Caller, asked: Option<&str>, pods: &dyn PodDirectory) -> Result<Identity, Refusal> {
+/// [`Reason::CaBadRequest`], [`Reason::CaWrongIdentity`], [`Reason::CaNotOnNode`]; others if it is not known now.
+pub(super) async fn authorize(
+    caller: &Caller,
+    asked: Option<&str>,
+    pods: &dyn PodDirectory,
+) -> Result<Identity, Refusal> {
     let refuse = |reason, message| Err(Refusal { reason, message, is_transient: reason == Reason::CaNotOnNode });
     let asked = match asked.map(str::parse::<Identity>) {
         Some(Ok(identity)) => Some(identity),
@@ -98,7 +109,7 @@ pub(super) fn authorize(caller: &Caller, asked: Option<&str>, pods: &dyn PodDire
                     "the metadata does not say whose certificate is asked for".to_owned(),
                 );
             };
-            if pods.runs(Some(node), &identity) {
+            if pods.runs(Some(node), &identity).await? {
                 return Ok(identity);
             }
             refuse(Reason::CaNotOnNode, format!("node {node} runs no pod of {identity}"))
@@ -107,7 +118,7 @@ pub(super) fn authorize(caller: &Caller, asked: Option<&str>, pods: &dyn PodDire
             if let Some(other) = asked.filter(|asked| asked != own) {
                 return refuse(Reason::CaWrongIdentity, format!("{own} asks for a certificate of {other}"));
             }
-            if pods.runs(None, own) {
+            if pods.runs(None, own).await? {
                 return Ok(own.clone());
             }
             refuse(Reason::CaNotOnNode, format!("no node runs a pod of {own}"))
@@ -179,7 +190,7 @@ impl Authenticator for Tokens {
 }
 
 /// Whose certificate it is. It was verified when the connection was made, which may be long ago.
-fn workload(certificate: &CertificateDer<'_>, now: SystemTime) -> Result<Identity, String> {
+pub(in crate::ca) fn workload(certificate: &CertificateDer<'_>, now: SystemTime) -> Result<Identity, String> {
     if certificate::validity_of(&certificate::read(certificate)?).holds(now) {
         certificate::identity_of(certificate)
     } else {
@@ -258,29 +269,28 @@ mod tests {
         watch::channel(Arc::new(mesh)).1
     }
 
-    #[test]
-    fn a_node_gets_the_identities_of_its_own_pods() {
+    #[tokio::test]
+    async fn a_node_gets_the_identities_of_its_own_pods() {
         let node = Caller::Node("n1".into());
-        let reason =
-            |caller: &Caller, asked: Option<&str>| authorize(caller, asked, &pods()).map_err(|refusal| refusal.reason);
-        assert_eq!(reason(&node, Some(&identity("cart").to_string())), Ok(identity("cart")));
-        assert_eq!(reason(&node, Some(&identity("web").to_string())), Err(Reason::CaNotOnNode));
-        assert_eq!(reason(&node, Some(&identity("lost").to_string())), Err(Reason::CaNotOnNode));
-        assert_eq!(reason(&node, Some("cart")), Err(Reason::CaBadRequest));
-        assert_eq!(reason(&node, None), Err(Reason::CaBadRequest));
-        let foreign = "spiffe://elsewhere/ns/shop/sa/cart";
-        assert_eq!(reason(&node, Some(foreign)), Err(Reason::CaNotOnNode));
+        let asks = async |asked: Option<&str>| authorize(&node, asked, &pods()).await.map_err(|refusal| refusal.reason);
+        assert_eq!(asks(Some(&identity("cart").to_string())).await, Ok(identity("cart")));
+        assert_eq!(asks(Some(&identity("web").to_string())).await, Err(Reason::CaNotOnNode));
+        assert_eq!(asks(Some(&identity("lost").to_string())).await, Err(Reason::CaNotOnNode));
+        assert_eq!(asks(Some("cart")).await, Err(Reason::CaBadRequest));
+        assert_eq!(asks(None).await, Err(Reason::CaBadRequest));
+        assert_eq!(asks(Some("spiffe://elsewhere/ns/shop/sa/cart")).await, Err(Reason::CaNotOnNode));
     }
 
-    #[test]
-    fn a_workload_gets_its_own_identity_while_it_has_a_pod() {
-        let asks = |account, asked: Option<&str>| {
-            authorize(&Caller::Workload(identity(account)), asked, &pods()).map_err(|refusal| refusal.reason)
+    #[tokio::test]
+    async fn a_workload_gets_its_own_identity_while_it_has_a_pod() {
+        let asks = async |account, asked: Option<&str>| {
+            let caller = Caller::Workload(identity(account));
+            authorize(&caller, asked, &pods()).await.map_err(|refusal| refusal.reason)
         };
-        assert_eq!(asks("web", None), Ok(identity("web")));
-        assert_eq!(asks("web", Some(&identity("web").to_string())), Ok(identity("web")));
-        assert_eq!(asks("web", Some(&identity("cart").to_string())), Err(Reason::CaWrongIdentity));
-        assert_eq!(asks("gone", None), Err(Reason::CaNotOnNode));
+        assert_eq!(asks("web", None).await, Ok(identity("web")));
+        assert_eq!(asks("web", Some(&identity("web").to_string())).await, Ok(identity("web")));
+        assert_eq!(asks("web", Some(&identity("cart").to_string())).await, Err(Reason::CaWrongIdentity));
+        assert_eq!(asks("gone", None).await, Err(Reason::CaNotOnNode));
     }
 
     #[tokio::test]

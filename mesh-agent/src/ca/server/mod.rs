@@ -25,8 +25,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
+pub(super) use self::caller::workload;
 pub use self::{
-    caller::{Authenticating, Authenticator, Caller, Credentials, PodDirectory, Tokens},
+    caller::{Authenticating, Authenticator, Caller, Credentials, Looking, PodDirectory, Tokens},
     limit::Limits,
     tls::Names,
 };
@@ -91,13 +92,12 @@ pub struct Server {
 impl Server {
     /// Makes its own certificate.
     pub fn new(
-        authority: Authority,
+        authority: Arc<Authority>,
         names: &Names,
         authenticator: Box<dyn Authenticator>,
         pods: Box<dyn PodDirectory>,
         limits: Limits,
     ) -> Result<Self, Error> {
-        let authority = Arc::new(authority);
         let tls = Tls::new(&authority, names, SystemTime::now())?;
         let (rates, counts) = (Rates::default(), Arc::default());
         Ok(Self { shared: Arc::new(Shared { authority, authenticator, pods, limits, rates, counts }), tls })

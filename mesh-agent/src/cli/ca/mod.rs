@@ -1,18 +1,19 @@
 //! `mesh-agent ca`.
 
+mod cluster;
+mod manifests;
+
 use std::{
-    collections::BTreeSet,
+    future::Future,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::Context;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
 };
 
 use super::{
@@ -22,21 +23,26 @@ use super::{
 };
 use crate::{
     ca::{
-        Authority, Lifetimes,
-        server::{Limits, Names, Server, Tokens},
+        Lifetimes,
+        server::{Limits, Names, Server},
     },
-    discovery,
-    model::{DEFAULT_TRUST_DOMAIN, Identity, Mesh, Reason},
+    model::{DEFAULT_TRUST_DOMAIN, Identity},
 };
 
 const EXAMPLES: &str = "\
 Examples:
+  mesh-agent ca --kubernetes        in a cluster: docs/IDENTITY.md
+  mesh-agent ca --kubernetes --root-secret mesh-ca --kubeconfig ~/.kube/config --namespace mesh-system
   mesh-agent ca --manifests /etc/mesh-agent/manifests --tokens /etc/mesh-agent/tokens
   mesh-agent ca --manifests ./pods --tokens ./tokens --root ./ca --name ca.example --listen 10.0.0.1:15012
   mesh-agent ca ... --new-root      begin to replace the root
 
---tokens has a line NODE TOKEN for each node. Agents are given the same token and the file bundle.pem of --root:
+Without a cluster, --tokens has a line NODE TOKEN for each node. Agents are given the same token and the file bundle.pem of --root:
   mesh-agent run --ca-address ca.example:15012 --ca-bundle bundle.pem --ca-token token";
+
+/// Where it lives unless it is told otherwise, and as whom.
+const NAMESPACE: &str = "mesh-system";
+const ACCOUNT: &str = "mesh-agent-ca";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -45,29 +51,27 @@ pub(super) struct Args {
     #[arg(long, value_name = "IP:PORT", default_value = "[::]:15012", env = "MESH_AGENT_CA_LISTEN")]
     listen: SocketAddr,
     /// Folder of the root: root-cert.pem and root-key.pem, made if there is nothing; or an intermediate of another
-    /// authority: tls.crt, tls.key and ca.crt
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/mesh-agent/ca", env = "MESH_AGENT_CA_FOLDER")]
-    root: PathBuf,
+    /// authority: tls.crt, tls.key and ca.crt [default: /var/lib/mesh-agent/ca; in a cluster --root-secret]
+    #[arg(long, value_name = "DIR", env = "MESH_AGENT_CA_FOLDER")]
+    root: Option<PathBuf>,
     /// Folder of Kubernetes YAML: which node runs which service accounts
-    #[arg(long, value_name = "DIR", env = "MESH_AGENT_MANIFESTS")]
-    manifests: PathBuf,
+    #[arg(long, value_name = "DIR", requires = "tokens", conflicts_with = "kubernetes", env = "MESH_AGENT_MANIFESTS")]
+    manifests: Option<PathBuf>,
     /// File with a line NODE TOKEN for each node; read again when it changes
-    #[arg(long, value_name = "FILE", env = "MESH_AGENT_CA_TOKENS")]
-    tokens: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "manifests", env = "MESH_AGENT_CA_TOKENS")]
+    tokens: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: cluster::ClusterArgs,
     /// Trust domain of all identities
     #[arg(long, value_name = "NAME", default_value = DEFAULT_TRUST_DOMAIN, value_parser = trust_domain, env = "MESH_AGENT_TRUST_DOMAIN")]
     trust_domain: String,
-    /// A host name or IP address that callers know it by; repeatable [default: localhost, the host name and --listen]
+    /// A host name or IP address that callers know it by; repeatable [default: localhost, the host name and --listen; in a
+    /// cluster mesh-agent-ca.NAMESPACE.svc too]
     #[arg(long, value_name = "NAME", value_delimiter = ',', env = "MESH_AGENT_CA_NAME")]
     name: Vec<String>,
-    /// Its own namespace and service account
-    #[arg(
-        long,
-        value_name = "NAMESPACE/ACCOUNT",
-        default_value = "mesh-system/mesh-agent-ca",
-        env = "MESH_AGENT_CA_ACCOUNT"
-    )]
-    account: String,
+    /// Its own namespace and service account [default: mesh-agent-ca in mesh-system; in a cluster in --namespace]
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT", env = "MESH_AGENT_CA_ACCOUNT")]
+    account: Option<String>,
     /// The longest life of a workload's certificate
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse_positive, env = "MESH_AGENT_CA_LIFETIME")]
     lifetime: Duration,
@@ -104,31 +108,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: &Args) -> anyhow::Result<()> {
-    let now = SystemTime::now();
-    let tokens = Tokens::open(&args.tokens).context("--tokens")?;
-    let authority = Authority::open(&args.root, &args.trust_domain, lifetimes(args), now).context("--root")?;
-    if args.new_root {
-        authority.replace_root(now).context("--new-root")?;
-    }
-
-    let (publish, mesh) = watch::channel(Arc::new(Mesh::default()));
-    let site = discovery::Site {
-        node: "".into(),
-        trust_domain: args.trust_domain.as_str().into(),
-        // Policies are none of the authority's business.
-        root_namespace: "".into(),
-        first_generation: 1,
-    };
-    let mut source = tokio::spawn(discovery::file::Manifests::new(&args.manifests, site).run(publish));
-    let mut problems = tokio::spawn(tell_problems(mesh.clone()));
-
-    let limits = Limits { rate: args.node_rate, burst: args.node_burst, ..Limits::default() };
-    let server = Server::new(authority, &names(args)?, Box::new(tokens), Box::new(mesh), limits)?;
-    let counts = server.counts();
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!("--listen: cannot listen on {}; give an address of this machine and a free port", args.listen)
-    })?;
-    let address = listener.local_addr().context("--listen")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let end = async move {
@@ -137,15 +116,39 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    tracing::info!(%address, trust_domain = args.trust_domain, root = %args.root.display(), "serving certificates");
+    match (&args.manifests, &args.tokens) {
+        (Some(folder), Some(tokens)) => manifests::serve(args, folder, tokens, end).await,
+        _ if args.cluster.kubernetes || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
+            cluster::serve(args, end).await
+        }
+        _ => anyhow::bail!("give --kubernetes in a cluster, or --manifests DIR and --tokens FILE outside"),
+    }
+}
+
+/// Serves until the end, or until something that has to go on ends.
+async fn listen(
+    args: &Args,
+    server: Server,
+    end: impl Future<Output = ()>,
+    broken: impl Future<Output = anyhow::Error>,
+) -> anyhow::Result<()> {
+    let counts = server.counts();
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!("--listen: cannot listen on {}; give an address of this machine and a free port", args.listen)
+    })?;
+    let address = listener.local_addr().context("--listen")?;
+    tracing::info!(%address, trust_domain = args.trust_domain, "serving certificates");
     tokio::select! {
         () = server.run(listener, end) => {}
-        end = &mut source => anyhow::bail!("reading the manifests ended: {end:?}"),
-        end = &mut problems => anyhow::bail!("telling the problems of manifests ended: {end:?}"),
+        error = broken => return Err(error),
     }
     let refused = counts.refused().iter().map(|(reason, count)| format!("{reason}={count}")).collect::<Vec<_>>();
     tracing::info!(signed = counts.signed(), refused = refused.join(" "), "ended");
     Ok(())
+}
+
+fn limits(args: &Args) -> Limits {
+    Limits { rate: args.node_rate, burst: args.node_burst, ..Limits::default() }
 }
 
 fn lifetimes(args: &Args) -> Lifetimes {
@@ -157,36 +160,30 @@ fn lifetimes(args: &Args) -> Lifetimes {
     }
 }
 
-fn names(args: &Args) -> anyhow::Result<Names> {
+fn names(args: &Args, namespace: &str, services: &[String]) -> anyhow::Result<Names> {
     let mut hosts = args.name.clone();
     if hosts.is_empty() {
         hosts = ["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned).to_vec();
         hosts.extend(host::node_name());
         hosts.extend(Some(args.listen.ip()).filter(|ip: &IpAddr| !ip.is_unspecified()).map(|ip| ip.to_string()));
+        hosts.extend_from_slice(services);
         hosts.dedup();
     }
-    let (namespace, account) = args.account.split_once('/').unwrap_or_default();
+    let (namespace, account) = match &args.account {
+        Some(account) => split_account("--account", account)?,
+        None => (namespace.to_owned(), ACCOUNT.to_owned()),
+    };
     let uri = format!("spiffe://{}/ns/{namespace}/sa/{account}", args.trust_domain);
-    let identity = uri.parse::<Identity>().ok().with_context(|| {
-        format!("--account: {:?} is not NAMESPACE/ACCOUNT; write it like mesh-system/mesh-agent-ca", args.account)
-    })?;
+    let identity = uri.parse::<Identity>().map_err(|error| anyhow::anyhow!("--account: {error}"))?;
     Ok(Names { hosts, identity })
 }
 
-/// Logs what is wrong with the manifests. Network namespaces are the business of the nodes.
-async fn tell_problems(mut mesh: watch::Receiver<Arc<Mesh>>) {
-    let mut told = BTreeSet::new();
-    while mesh.changed().await.is_ok() {
-        let current = Arc::clone(&mesh.borrow_and_update());
-        let problems = current.problems.iter().filter(|problem| {
-            !matches!(problem.reason, Reason::NetnsMissing | Reason::NetnsUnnamed | Reason::HostNetwork)
-        });
-        let now: BTreeSet<String> = problems.map(ToString::to_string).collect();
-        for problem in now.difference(&told) {
-            tracing::warn!("{problem}");
-        }
-        told = now;
-    }
+fn split_account(flag: &str, account: &str) -> anyhow::Result<(String, String)> {
+    let split = account.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+    let (namespace, name) = split.with_context(|| {
+        format!("{flag}: {account:?} is not NAMESPACE/ACCOUNT; write it like {NAMESPACE}/{ACCOUNT}")
+    })?;
+    Ok((namespace.to_owned(), name.to_owned()))
 }
 
 #[cfg(test)]
@@ -209,16 +206,16 @@ mod tests {
         let args = parse(&[]).unwrap();
         assert_eq!(lifetimes(&args), Lifetimes::default());
         assert_eq!(args.listen.port(), 15012);
-        let names = names(&args).unwrap();
+        let names = names(&args, NAMESPACE, &[]).unwrap();
         assert_eq!(names.identity.to_string(), "spiffe://cluster.local/ns/mesh-system/sa/mesh-agent-ca");
         assert!(names.hosts.contains(&"localhost".to_owned()) && names.hosts.contains(&"::1".to_owned()));
     }
 
     #[test]
     fn names_are_those_that_were_given() {
-        let given = names(&parse(&["--name", "ca.example,10.0.0.1"]).unwrap()).unwrap();
+        let given = names(&parse(&["--name", "ca.example,10.0.0.1"]).unwrap(), NAMESPACE, &[]).unwrap();
         assert_eq!(given.hosts, ["ca.example", "10.0.0.1"]);
-        let error = names(&parse(&["--account", "ca"]).unwrap()).unwrap_err().to_string();
+        let error = names(&parse(&["--account", "ca"]).unwrap(), NAMESPACE, &[]).unwrap_err().to_string();
         assert!(error.contains("--account") && error.contains("mesh-system/mesh-agent-ca"), "{error}");
     }
 
