@@ -14,6 +14,7 @@ pub mod api;
 pub mod app;
 pub mod ca;
 pub mod capture;
+pub mod chart;
 pub mod cluster;
 pub mod intruder;
 pub mod kubelet;
