@@ -22,6 +22,7 @@ pub mod manifest;
 pub mod mesh;
 pub mod node;
 pub mod packet;
+pub mod permissions;
 pub mod pki;
 pub mod require;
 pub mod sandbox;

@@ -80,7 +80,8 @@ pub fn documents(namespace: &str, values: &Value) -> Result<Vec<String>> {
             }
             let kind = object["kind"].as_str().unwrap_or_default();
             let place = ORDER.iter().position(|known| *known == kind);
-            documents.push((place.with_context(|| format!("no place in the order for {kind:?}"))?, document.to_owned()));
+            documents
+                .push((place.with_context(|| format!("no place in the order for {kind:?}"))?, document.to_owned()));
         }
     }
     documents.sort_by_key(|(place, _)| *place);
@@ -100,7 +101,8 @@ pub fn objects(namespace: &str, values: &Value) -> Result<Vec<Value>> {
 /// # Errors
 /// As [`documents`].
 pub fn manifests(namespace: &str, values: &Value) -> Result<String> {
-    let mut text = "# Made from the chart beside it: cargo run -p mesh-tests --bin mesh-chart. Do not edit.\n".to_owned();
+    let mut text =
+        "# Made from the chart beside it: cargo run -p mesh-tests --bin mesh-chart. Do not edit.\n".to_owned();
     for document in documents(namespace, values)? {
         text.push_str("---\n");
         text.push_str(&document);

@@ -67,12 +67,7 @@ fn own_cgroup() -> String {
 
 /// `is_child`: whether the folder is a cgroup other than the root, which alone lacks `cgroup.type`. `own`: our own cgroup,
 /// `/` where a namespace hides what is above it.
-fn judge_cgroup(
-    mounts: &[host::Mount],
-    given: Option<&Path>,
-    is_child: impl Fn(&Path) -> bool,
-    own: &str,
-) -> Check {
+fn judge_cgroup(mounts: &[host::Mount], given: Option<&Path>, is_child: impl Fn(&Path) -> bool, own: &str) -> Check {
     const NAME: &str = "cgroup v2";
     let of_given = |point: &Path| mounts.iter().rfind(|mount| mount.point == point && mount.kind == "cgroup2");
     let mount = match given {
