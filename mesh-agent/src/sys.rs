@@ -12,7 +12,9 @@ use std::{
     path::Path,
 };
 
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
@@ -45,6 +47,38 @@ struct ProgQuery {
     reserved: u32,
 }
 
+/// `union bpf_attr` of BPF_PROG_LOAD, as far as it is needed.
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+}
+
+/// `union bpf_attr` of BPF_PROG_TEST_RUN.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+}
+
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
     // SAFETY: bpf(2) reads `size` bytes of the attribute, which lives through the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
@@ -57,6 +91,37 @@ pub fn bpf_obj_get(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &ObjGet { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 })?;
     // SAFETY: a descriptor that the kernel has just given us, and nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Our process id as programs see it: that of the initial pid namespace, which is another one where the node is a
+/// container itself. Nobody but the kernel knows it there, so a program is run that returns it.
+pub fn initial_tgid() -> io::Result<u32> {
+    const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
+    // r0 = bpf_get_current_pid_tgid(); r0 >>= 32; return r0. In bytes, since the order of bits is the machine's.
+    let program: [[u8; 8]; 3] = if cfg!(target_endian = "little") {
+        [[0x85, 0, 0, 0, 14, 0, 0, 0], [0x77, 0, 0, 0, 32, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]]
+    } else {
+        [[0x85, 0, 0, 0, 0, 0, 0, 14], [0x77, 0, 0, 0, 0, 0, 0, 32], [0x95, 0, 0, 0, 0, 0, 0, 0]]
+    };
+    let load = ProgLoad {
+        prog_type: BPF_PROG_TYPE_RAW_TRACEPOINT,
+        insn_cnt: program.len() as u32,
+        insns: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+    };
+    let fd = bpf(BPF_PROG_LOAD, &load)?;
+    // SAFETY: a descriptor that the kernel has just given us, and nobody else.
+    let program = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut run = TestRun { prog_fd: program.as_raw_fd() as u32, ..TestRun::default() };
+    let (attr, size) = (&raw mut run, size_of::<TestRun>());
+    // SAFETY: bpf(2) reads `size` bytes of the attribute and writes `retval` into it, and it lives through the call.
+    if unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, attr, size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(run.retval)
 }
 
 /// Replaces the program of a link, at once for every later event. aya has no such call for cgroup and netns links.

@@ -115,7 +115,8 @@ impl Datapath {
         self.maps.flush_decisions()?;
         let agent = Agent {
             abi: ABI_VERSION,
-            tgid: std::process::id(),
+            // Kernels without tracepoints cannot say it; there, the node must not be a container.
+            tgid: sys::initial_tgid().unwrap_or_else(|_| std::process::id()),
             workers,
             keepalive_s: keepalive.as_secs() as u32,
             pending: self.pending().len() as u32,

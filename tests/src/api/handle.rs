@@ -19,7 +19,7 @@ use super::{
     form::{self, Form},
     kinds::Kind,
     list, patch,
-    rbac::{Action, Cached, User, Verdict, refusal},
+    rbac::{Action, Cached, Decided, User, Verdict, refusal},
     request::{Query, Target, Verb},
     review,
     selector::Selector,
@@ -179,7 +179,9 @@ impl Asked {
             name,
             path: "",
         };
-        if Cached::get(state).authorize(user, &action) != Verdict::Denied {
+        let is_allowed = Cached::get(state).authorize(user, &action) != Verdict::Denied;
+        state.decided.insert(Decided::of(user, &action, is_allowed));
+        if is_allowed {
             return Ok(());
         }
         let named = target.name.as_deref().unwrap_or_default();

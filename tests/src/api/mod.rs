@@ -48,7 +48,7 @@ mod write;
 
 pub use fault::{Effect, Fault, Pace, Received};
 pub use large::{Size, fill};
-pub use rbac::User;
+pub use rbac::{Decided, User};
 pub use server::{ApiServer, Options};
 pub use token::ISSUER;
 pub use watch::Cut;

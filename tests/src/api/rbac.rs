@@ -59,6 +59,43 @@ pub(super) struct Action<'a> {
     pub(super) path: &'a str,
 }
 
+/// What somebody wanted to do, and whether he may.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Decided {
+    /// Name of the user.
+    pub user: String,
+    /// As RBAC names it.
+    pub verb: String,
+    /// API group, empty for the core.
+    pub group: String,
+    /// Plural, with a subresource as `pods/status`.
+    pub resource: String,
+    /// Empty for none.
+    pub namespace: String,
+    /// Empty for none.
+    pub name: String,
+    /// Whether he may.
+    pub is_allowed: bool,
+}
+
+impl Decided {
+    pub(super) fn of(user: &User, action: &Action<'_>, is_allowed: bool) -> Self {
+        let resource = match action.subresource {
+            "" => action.resource.to_owned(),
+            subresource => format!("{}/{subresource}", action.resource),
+        };
+        Self {
+            user: user.name.clone(),
+            verb: action.verb.to_owned(),
+            group: action.group.to_owned(),
+            resource,
+            namespace: action.namespace.to_owned(),
+            name: action.name.to_owned(),
+            is_allowed,
+        }
+    }
+}
+
 /// What the authorizer says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Cut, Fault, Received, Shared, User, event,
+    Cut, Decided, Fault, Received, Shared, User, event,
     handle::handle,
     kinds::Kind,
     rbac::{self, MASTERS},
@@ -308,6 +308,11 @@ impl ApiServer {
     /// As [`Self::requests`], which begin anew.
     pub fn take_requests(&self) -> Vec<Received> {
         self.shared.requests.take()
+    }
+
+    /// What a user has wanted to do so far, each once.
+    pub fn decided(&self, user: &str) -> Vec<Decided> {
+        self.shared.state().decided.iter().filter(|decided| decided.user == user).cloned().collect()
     }
 
     /// A token for a service account, as the kubelet would get it for a pod of it, or one that is bound to nothing.

@@ -1,7 +1,7 @@
 //! All that the server holds, and the work that it does by itself.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -15,7 +15,7 @@ use super::{
     fault::{Faults, Requests},
     kinds::{self, Kind},
     namespace,
-    rbac::Cached,
+    rbac::{Cached, Decided},
     status::Failure,
     store::Store,
     token::{Cache, Signer},
@@ -44,6 +44,8 @@ pub(super) struct State {
     pub(super) signer: &'static Signer,
     pub(super) tokens: Cache,
     pub(super) policy: Cached,
+    /// What was asked of the authorizer, each once.
+    pub(super) decided: BTreeSet<Decided>,
     /// Definitions on their way to be established.
     pub(super) installing: Vec<String>,
     pub(super) work: Vec<Work>,
@@ -69,6 +71,7 @@ impl Shared {
             signer: Signer::shared(),
             tokens: Cache::new(options.token_cache),
             policy: Cached::default(),
+            decided: BTreeSet::new(),
             installing: Vec::new(),
             work: Vec::new(),
             services: 0,

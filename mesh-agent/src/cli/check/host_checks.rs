@@ -1,6 +1,9 @@
 //! What the agent needs of the machine.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Component, Path},
+};
 
 use nix::sys::{
     resource::{Resource, getrlimit},
@@ -19,8 +22,9 @@ const MIN_KERNEL: (u32, u32) = (6, 1);
 /// Descriptors below which a busy node runs out: a spliced connection takes six.
 const MIN_DESCRIPTORS: u64 = 65_536;
 /// Bits of CapEff that the agent needs, and for what.
-const CAPABILITIES: [(u32, &str, &str); 2] = [
+const CAPABILITIES: [(u32, &str, &str); 3] = [
     (12, "CAP_NET_ADMIN", "attaching the hooks"),
+    (19, "CAP_SYS_PTRACE", "finding the network namespaces of the pods' processes"),
     (21, "CAP_SYS_ADMIN", "entering the pods' network namespaces and loading programs"),
 ];
 
@@ -50,13 +54,20 @@ fn judge_kernel(release: &str) -> Check {
 
 pub(super) fn cgroup(given: Option<&Path>) -> Check {
     match host::mounts() {
-        Ok(mounts) => judge_cgroup(&mounts, given, |point| point.join("cgroup.type").exists()),
+        Ok(mounts) => judge_cgroup(&mounts, given, |point| point.join("cgroup.type").exists(), &own_cgroup()),
         Err(error) => Check::fail("cgroup v2", format!("{error:#}"), "Mount /proc."),
     }
 }
 
-/// `is_child`: whether the folder is a cgroup other than the root, which alone lacks `cgroup.type`.
-fn judge_cgroup(mounts: &[host::Mount], given: Option<&Path>, is_child: impl Fn(&Path) -> bool) -> Check {
+/// The path of our own cgroup, as our cgroup namespace shows it.
+fn own_cgroup() -> String {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
+}
+
+/// `is_child`: whether the folder is a cgroup other than the root, which alone lacks `cgroup.type`. `own`: our own cgroup,
+/// `/` where a namespace hides what is above it.
+fn judge_cgroup(mounts: &[host::Mount], given: Option<&Path>, is_child: impl Fn(&Path) -> bool, own: &str) -> Check {
     const NAME: &str = "cgroup v2";
     let of_given = |point: &Path| mounts.iter().rfind(|mount| mount.point == point && mount.kind == "cgroup2");
     let mount = match given {
@@ -82,7 +93,13 @@ fn judge_cgroup(mounts: &[host::Mount], given: Option<&Path>, is_child: impl Fn(
         },
     };
     let point = mount.point.display();
-    if mount.root != Path::new("/") || is_child(&mount.point) {
+    // Folders above it: the node's tree, seen from within a namespace of cgroups that is further down.
+    let is_above = mount.root.components().skip(1).all(|part| part == Component::ParentDir);
+    let is_above = is_above && mount.root != Path::new("/");
+    if (is_above || own != "/") && is_child(&mount.point) {
+        return Check::ok(NAME, format!("{point} is the root of this node, which is a container itself"));
+    }
+    if !is_above && (mount.root != Path::new("/") || is_child(&mount.point)) {
         return Check::fail(
             NAME,
             format!("{point} shows only a part of the hierarchy"),
@@ -167,17 +184,17 @@ pub(super) fn pid_namespace() -> Check {
     judge_pid_namespace(&link.to_string_lossy())
 }
 
-/// The programs know the agent's own sockets by its process id in the initial pid namespace, whose inode is fixed.
+/// The initial pid namespace has a fixed inode. Pods are found by processes that the agent must see.
 fn judge_pid_namespace(link: &str) -> Check {
     const NAME: &str = "pid namespace";
     const INITIAL: &str = "pid:[4026531836]";
     match link {
         INITIAL => Check::ok(NAME, "the initial one"),
         "" => Check::warn(NAME, "unknown: cannot read /proc/self/ns/pid", "Mount /proc."),
-        other => Check::fail(
+        other => Check::warn(
             NAME,
             format!("{other} is not the initial one"),
-            "The programs could not tell the agent's own connections from the pods': run it in the host's pid namespace (hostPID: true, docker --pid=host).",
+            "Fine if the node is a container itself (kind) and this is its pid namespace; else pods' processes are not seen (hostPID: true, docker --pid=host).",
         ),
     }
 }
@@ -261,16 +278,15 @@ mod tests {
         assert_eq!(judge_capabilities("CapEff:\t000001fffeffffff\n").outcome, Outcome::Ok);
         let none = judge_capabilities("CapEff:\t0000000000001000\n");
         assert_eq!(none.outcome, Outcome::Fail);
-        assert!(
-            none.found.contains("CAP_SYS_ADMIN (for entering") && !none.found.contains("CAP_NET_ADMIN"),
-            "{none:?}"
-        );
+        for missing in ["CAP_SYS_ADMIN (for entering", "CAP_SYS_PTRACE (for finding"] {
+            assert!(none.found.contains(missing) && !none.found.contains("CAP_NET_ADMIN"), "{none:?}");
+        }
     }
 
     #[test]
-    fn a_pid_namespace_of_its_own_fails() {
+    fn a_pid_namespace_of_its_own_is_doubtful() {
         assert_eq!(judge_pid_namespace("pid:[4026531836]").outcome, Outcome::Ok);
-        assert_eq!(judge_pid_namespace("pid:[4026532265]").outcome, Outcome::Fail);
+        assert_eq!(judge_pid_namespace("pid:[4026532265]").outcome, Outcome::Warn);
     }
 
     #[test]
@@ -278,12 +294,18 @@ mod tests {
         let mounts = host::parse_mountinfo(
             "1 0 0:1 / /sys/fs/cgroup rw - cgroup2 none rw\n2 0 0:2 /kubepods /part rw - cgroup2 none rw\n",
         );
-        let judge = |given: Option<&str>, child| judge_cgroup(&mounts, given.map(Path::new), |_| child).outcome;
+        let judge = |given: Option<&str>, child| judge_cgroup(&mounts, given.map(Path::new), |_| child, "/").outcome;
         assert_eq!(judge(None, false), Outcome::Ok);
         assert_eq!(judge(None, true), Outcome::Fail, "a cgroup namespace hides the real root");
         assert_eq!(judge(Some("/part"), false), Outcome::Fail);
         assert_eq!(judge(Some("/tmp"), false), Outcome::Fail);
-        assert_eq!(judge_cgroup(&[], None, |_| false).outcome, Outcome::Fail);
+        assert_eq!(judge_cgroup(&[], None, |_| false, "/").outcome, Outcome::Fail);
+        // The node is a container: its root is no root of the machine, and we are further down.
+        assert_eq!(judge_cgroup(&mounts, None, |_| true, "/kubepods/pod1/2").outcome, Outcome::Ok);
+        let of_the_node = host::parse_mountinfo("1 0 0:1 /../../.. /host/cgroup ro - cgroup2 none rw\n");
+        for child in [false, true] {
+            assert_eq!(judge_cgroup(&of_the_node, None, |_| child, "/").outcome, Outcome::Ok);
+        }
     }
 
     #[test]
