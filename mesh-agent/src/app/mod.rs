@@ -9,6 +9,7 @@ mod networks;
 mod pending;
 mod pods;
 mod revoke;
+mod source;
 mod status;
 mod vouched;
 
@@ -28,6 +29,8 @@ use crate::{
     node, proxy,
 };
 
+pub use source::Source;
+
 /// How long a TLS handshake with another agent may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,8 +43,8 @@ pub type ShowCertificates = Arc<dyn Fn() -> Certificates + Send + Sync>;
 /// What `mesh-agent run` was told.
 #[derive(Clone)]
 pub struct Options {
-    /// `--manifests`: the folder of manifests.
-    pub manifests: PathBuf,
+    /// `--manifests` or `--kubernetes`: where objects come from.
+    pub source: Source,
     /// `--node-name`, or the host name.
     pub node_name: String,
     /// `--trust-domain`: of all identities.
@@ -76,6 +79,7 @@ pub struct Options {
 
 /// Runs the agent until SIGTERM or SIGINT.
 pub fn run(options: Options) -> anyhow::Result<()> {
+    options.source.check()?;
     std::fs::create_dir_all(&options.run_dir)
         .with_context(|| format!("cannot make --run-dir {}", options.run_dir.display()))?;
     let _lock = RunLock::acquire(&options.run_dir)?;
@@ -125,8 +129,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let (tell, mut pods) = mpsc::unbounded_channel();
         let finder = node::Finder::new(&options.cgroup, tell)?;
         let mut finder = tokio::spawn(finder.run());
-        let source = discovery::file::Manifests::new(&options.manifests, site);
-        let mut source = tokio::spawn(source.run(found));
+        let mut source = tokio::spawn(options.source.clone().run(site, found));
         let mut log = match datapath.program_log() {
             Some(log) => tokio::spawn(log.run()),
             None => tokio::spawn(std::future::pending()),
@@ -144,7 +147,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         tokio::select! {
             result = control.run(mesh, pods, asked) => result,
             end = &mut finder => Err(anyhow::anyhow!("looking for pods ended: {end:?}")),
-            end = &mut source => Err(anyhow::anyhow!("reading the manifests ended: {end:?}")),
+            end = &mut source => Err(anyhow::anyhow!("the source of objects ended: {end:?}")),
             end = &mut admin => Err(anyhow::anyhow!("the admin socket ended: {end:?}")),
             end = &mut rotation => Err(anyhow::anyhow!("the rotation of certificates ended: {end:?}")),
             end = &mut log => Err(anyhow::anyhow!("the programs' log ended: {end:?}")),

@@ -10,6 +10,7 @@ mod health;
 mod request;
 mod resource;
 mod store;
+mod survey;
 mod trim;
 mod watch;
 
@@ -33,6 +34,8 @@ use crate::{
 use health::Health;
 use store::{Change, Store};
 use watch::{Event, Watch};
+
+pub use survey::{Outcome, survey};
 
 /// Changes come in bursts; what comes within this time is one.
 const DEBOUNCE: Duration = Duration::from_millis(5);
