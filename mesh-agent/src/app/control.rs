@@ -26,7 +26,7 @@ use crate::{
     explain,
     identity::Identities,
     kubernetes::writeback,
-    model::{Mesh, PodUid, Reason},
+    model::{Mesh, PodUid, Reason, SourceState},
     net::netns,
     node, policy,
     proxy::{self, Command, Held, WorkerHandle},
@@ -63,6 +63,7 @@ pub(super) struct Control {
     pub(super) workers: Vec<WorkerHandle>,
     pub(super) pods: Pods,
     pub(super) mesh: Arc<Mesh>,
+    pub(super) source: SourceState,
     pub(super) node_addresses: Vec<IpAddr>,
     pub(super) started: Instant,
     pub(super) watched: BTreeMap<crate::model::ObjectName, Watched>,
@@ -94,6 +95,7 @@ impl Control {
             workers,
             pods,
             mesh: Arc::new(Mesh::default()),
+            source: SourceState::default(),
             node_addresses: Vec::new(),
             started: Instant::now(),
             watched: BTreeMap::new(),
@@ -160,11 +162,20 @@ impl Control {
                 changed = found.changed() => {
                     changed?;
                     let mesh = Arc::clone(&found.borrow_and_update());
+                    if mesh.version == 0 {
+                        // Only what is wrong: what an earlier agent armed stays until it is known what is wanted.
+                        self.mesh = mesh;
+                        continue;
+                    }
                     self.put_in_force(&mesh);
                     next = self.pods.tend(&mut self.datapath, &self.workers);
                 }
                 () = settled => next = self.pods.tend(&mut self.datapath, &self.workers),
-                Some(question) = asked.recv() => self.answer(question).await,
+                Some(question) = asked.recv() => {
+                    // How the source stands changes without a publication.
+                    self.source = found.borrow().source.clone();
+                    self.answer(question).await;
+                }
                 _ = step.tick() => {
                     let mesh = Arc::clone(&self.mesh);
                     let share = ADDRESSES_STEP.div_duration_f64(TEND * ADDRESSES_EVERY);

@@ -10,6 +10,7 @@ mod pages;
 mod pending;
 mod pods;
 mod revoke;
+mod source;
 mod status;
 mod told;
 mod vouched;
@@ -26,10 +27,12 @@ use crate::{
     datapath::{self, Datapath},
     discovery,
     identity::Identities,
-    kubernetes::{self, writeback},
+    kubernetes::writeback,
     model::{Certificates, Mesh},
     node, proxy,
 };
+
+pub use source::Source;
 
 /// How long a TLS handshake with another agent may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,10 +46,8 @@ pub type ShowCertificates = Arc<dyn Fn() -> Certificates + Send + Sync>;
 /// What `mesh-agent run` was told.
 #[derive(Clone)]
 pub struct Options {
-    /// `--manifests`: the folder of manifests.
-    pub manifests: PathBuf,
-    /// The API server that is told of this node's pods.
-    pub write_back: Option<kubernetes::Access>,
+    /// `--manifests` or `--kubernetes`: where objects come from. An API server is told of this node's pods in return.
+    pub source: Source,
     /// `--node-name`, or the host name.
     pub node_name: String,
     /// `--trust-domain`: of all identities.
@@ -83,6 +84,7 @@ pub struct Options {
 
 /// Runs the agent until SIGTERM or SIGINT.
 pub fn run(options: Options) -> anyhow::Result<()> {
+    options.source.check()?;
     std::fs::create_dir_all(&options.run_dir)
         .with_context(|| format!("cannot make --run-dir {}", options.run_dir.display()))?;
     let _lock = RunLock::acquire(&options.run_dir)?;
@@ -132,8 +134,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let (tell, mut pods) = mpsc::unbounded_channel();
         let finder = node::Finder::new(&options.cgroup, tell)?;
         let mut finder = tokio::spawn(finder.run());
-        let source = discovery::file::Manifests::new(&options.manifests, site);
-        let mut source = tokio::spawn(source.run(found));
+        let mut source = tokio::spawn(options.source.clone().run(site, found));
         let mut log = match datapath.program_log() {
             Some(log) => tokio::spawn(log.run()),
             None => tokio::spawn(std::future::pending()),
@@ -154,7 +155,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         tokio::select! {
             result = control.run(mesh, pods, asked) => result,
             end = &mut finder => Err(anyhow::anyhow!("looking for pods ended: {end:?}")),
-            end = &mut source => Err(anyhow::anyhow!("reading the manifests ended: {end:?}")),
+            end = &mut source => Err(anyhow::anyhow!("the source of objects ended: {end:?}")),
             end = &mut admin => Err(anyhow::anyhow!("the admin socket ended: {end:?}")),
             end = &mut writes => Err(anyhow::anyhow!("writing to the API server ended: {end:?}")),
             end = &mut http => Err(anyhow::anyhow!("the HTTP listener ended: {end:?}")),
@@ -166,7 +167,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 
 /// Who tells the API server of this node's pods; where there is none, nobody, for ever.
 async fn write_back(options: &Options) -> anyhow::Result<(Option<writeback::Feed>, tokio::task::JoinHandle<()>)> {
-    let Some(access) = &options.write_back else { return Ok((None, tokio::spawn(std::future::pending()))) };
+    let Source::Kubernetes(access) = &options.source else {
+        return Ok((None, tokio::spawn(std::future::pending())));
+    };
     let (feed, writes) = writeback::start(access.client().await?, options.node_name.clone());
     Ok((Some(feed), tokio::spawn(writes)))
 }

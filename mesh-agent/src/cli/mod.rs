@@ -11,6 +11,7 @@ pub mod logging;
 mod output;
 mod policy;
 mod run;
+mod source;
 mod status;
 
 use std::{
@@ -109,10 +110,17 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            let _closed = writeln!(io::stderr(), "mesh-agent: {error:#}");
-            ExitCode::from(FAILED)
-        }
+        Err(error) => match error.downcast_ref::<clap::Error>() {
+            // What the options say each is well, and together not.
+            Some(usage) => {
+                let _closed = usage.print();
+                ExitCode::from(USAGE)
+            }
+            None => {
+                let _closed = writeln!(io::stderr(), "mesh-agent: {error:#}");
+                ExitCode::from(FAILED)
+            }
+        },
     }
 }
 

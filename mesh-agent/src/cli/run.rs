@@ -11,10 +11,11 @@ use super::{
     authority::AuthorityArgs,
     duration, host,
     logging::{self, LogFormat},
+    source::SourceArgs,
 };
 use crate::{
     admin::http,
-    app,
+    app::{self, Source},
     discovery::DEFAULT_ROOT_NAMESPACE,
     kubernetes::Access,
     model::{DEFAULT_TRUST_DOMAIN, is_trust_domain},
@@ -24,6 +25,7 @@ const EXAMPLES: &str = "\
 Examples:
   mesh-agent run --manifests /etc/mesh-agent/manifests
   mesh-agent run --manifests ./pods --node-name worker-1 --direct=off --log mesh_agent=debug
+  mesh-agent run --kubernetes --kubeconfig ~/.kube/config --context lab --node-name worker-1
   MESH_AGENT_MANIFESTS=/etc/mesh-agent/manifests MESH_AGENT_LOG_FORMAT=json mesh-agent run
 
 SIGTERM and ctrl-C drain: no new connections, open ones may end until --drain-deadline.";
@@ -37,9 +39,8 @@ enum Switch {
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Folder of Kubernetes YAML (Namespace, Pod, Service, EndpointSlice, ServiceAccount, PeerAuthentication, AuthorizationPolicy), watched for changes
-    #[arg(long, value_name = "DIR", env = "MESH_AGENT_MANIFESTS")]
-    manifests: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Name of this node: pods that name another one are remote [default: the host name]
     #[arg(long, value_name = "NAME", env = "MESH_AGENT_NODE_NAME")]
     node_name: Option<String>,
@@ -118,12 +119,16 @@ fn options(args: Args, set_log_filter: app::SetLogFilter) -> anyhow::Result<app:
             .get()
             .min(MAX_WORKERS as usize),
     };
+    let source = args.source.choice()?;
+    let access = match &source {
+        Source::Kubernetes(access) => access.clone(),
+        Source::Manifests(_) => Access::default(),
+    };
     Ok(app::Options {
-        manifests: args.manifests,
-        write_back: None,
+        authority: args.authority.choice(&args.run_dir.run_dir, access),
+        source,
         node_name,
         trust_domain: args.trust_domain,
-        authority: args.authority.choice(&args.run_dir.run_dir, Access::default()),
         root_namespace: args.root_namespace,
         direct: args.direct == Switch::On,
         run_dir: args.run_dir.run_dir,

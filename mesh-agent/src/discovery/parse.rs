@@ -289,6 +289,8 @@ fn distrust(pod: &mut Pod, root: &Field<'_>, notes: &mut Vec<FieldError>) {
         let message = "is not read in a cluster: a pod's network is found by the pod's UID".to_owned();
         notes.push(field.error(Reason::UnknownAnnotation, message, "Remove it."));
     }
+    // In a manifest, a pod without a node is of this one.
+    pod.node.get_or_insert_default();
     // A hash has no dashes, as all other UIDs have: with one, only a static pod can be meant.
     let is_hash = |uid: &PodUid| !uid.as_str().contains('-');
     let is_mirror = !annotations.get("kubernetes.io/config.mirror").is_absent();

@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{ObjectName, Problem, Service, Workload};
@@ -57,6 +58,21 @@ pub struct SourceState {
     pub objects: usize,
     /// Documents of kinds that the agent does not read.
     pub ignored: usize,
+}
+
+impl SourceState {
+    /// How old what it said is.
+    pub fn age(&self) -> Duration {
+        let read_at = self.read_at.filter(|_| !self.is_followed);
+        read_at.map_or(Duration::ZERO, |at| at.elapsed())
+    }
+}
+
+impl fmt::Display for SourceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.description)?;
+        if self.absent.is_empty() { Ok(()) } else { write!(f, ", without {}", self.absent.join(", ")) }
+    }
 }
 
 /// Everything known, at one instant.

@@ -1,5 +1,6 @@
 //! `mesh-agent check`: whether this machine can run the agent.
 
+mod cluster;
 mod host_checks;
 mod ports;
 
@@ -13,11 +14,13 @@ use super::{
     output::text::{Paint, Tone, printable, wrap},
     print,
 };
+use crate::kubernetes::Access;
 
 const EXAMPLES: &str = "\
 Examples:
   mesh-agent check
   mesh-agent check --manifests /etc/mesh-agent/manifests    also: are the agent's ports free in the pods
+  mesh-agent check --kubernetes                             also: may the agent read what it needs of the API server
   mesh-agent check -o json | jq '.checks[] | select(.outcome == \"fail\")'
 
 Exit codes: 0 the agent can run, 1 something that it needs is missing.";
@@ -34,6 +37,18 @@ pub(super) struct Args {
     /// Also look for port conflicts in the pods of these manifests
     #[arg(long, value_name = "DIR", env = "MESH_AGENT_MANIFESTS")]
     manifests: Option<PathBuf>,
+    /// Also ask the API server for all that the agent reads of it
+    #[arg(long, env = "MESH_AGENT_KUBERNETES")]
+    kubernetes: bool,
+    /// Where that API server is, and as whom to ask [default: the pod's service account, or $KUBECONFIG, or ~/.kube/config]
+    #[arg(long, value_name = "FILE", env = "MESH_AGENT_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current context]
+    #[arg(long, value_name = "NAME", env = "MESH_AGENT_CONTEXT")]
+    context: Option<String>,
+    /// Name of this node in the cluster [default: the host name]
+    #[arg(long, value_name = "NAME", env = "MESH_AGENT_NODE_NAME")]
+    node_name: Option<String>,
     /// Format of the output
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -117,6 +132,11 @@ fn all(args: &Args) -> Vec<Check> {
     }
     if let Some(manifests) = &args.manifests {
         checks.extend(ports::checks(manifests, agent_runs));
+    }
+    if args.kubernetes || args.kubeconfig.is_some() || args.context.is_some() {
+        let access = Access { kubeconfig: args.kubeconfig.clone(), context: args.context.clone() };
+        let node = args.node_name.clone().or_else(host::node_name).unwrap_or_default();
+        checks.push(cluster::check(&access, &node));
     }
     checks
 }

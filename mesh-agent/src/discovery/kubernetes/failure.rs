@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn statuses_say_what_to_do() {
-        let failure = |code, text: &str| Failure::Refused(Refusal::read(code, &read(text.as_bytes(), Keep::All).unwrap()));
+        let failure =
+            |code, text: &str| Failure::Refused(Refusal::read(code, &read(text.as_bytes(), Keep::All).unwrap()));
         // As recorded: what was compacted is told within a watch that was answered with 200.
         let gone = failure(
             200,

@@ -145,7 +145,8 @@ impl Health {
             Some(problem(failure.reason(), format!("Watch {}", state.plural), format!("{failure}; {what}")))
         });
         let mut problems: Vec<_> = broken.collect();
-        let missing: Vec<_> = self.kinds.values().filter(|state| !state.is_complete).map(|state| state.plural).collect();
+        let missing: Vec<_> =
+            self.kinds.values().filter(|state| !state.is_complete).map(|state| state.plural).collect();
         if self.has_waited && !missing.is_empty() {
             let message = format!("waits for the first list of {}", missing.join(", "));
             problems.push(problem(Reason::SourceIncomplete, "Source".into(), message));

@@ -10,10 +10,11 @@ mod health;
 mod request;
 mod resource;
 mod store;
+mod survey;
 mod trim;
 mod watch;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch as channel},
@@ -23,16 +24,18 @@ use tokio::{
 
 use super::{
     Site,
-    index::{Index, Input},
-    object::{Key, Kind, Loaded},
+    index::{Change, Index, Surroundings},
+    object::Kind,
 };
 use crate::{
     kubernetes::{Access, Error},
     model::{Mesh, Node, Problem, SourceState},
 };
 use health::Health;
-use store::{Change, Store};
+use store::Store;
 use watch::{Event, Watch};
+
+pub use survey::{Outcome, survey};
 
 /// Changes come in bursts; what comes within this time is one.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -77,8 +80,6 @@ pub struct Cluster {
     index: Index,
     store: Store,
     health: Health,
-    /// What the index is made of.
-    objects: BTreeMap<Key, Loaded>,
     /// What has not been published yet.
     changes: Vec<Change>,
     problems: Vec<Problem>,
@@ -102,7 +103,6 @@ impl Cluster {
             site,
             timing,
             store: Store::default(),
-            objects: BTreeMap::new(),
             changes: Vec::new(),
             problems: Vec::new(),
             has_changed: false,
@@ -215,17 +215,11 @@ impl Cluster {
     }
 
     fn update(&mut self) -> Option<Arc<Mesh>> {
-        for change in self.changes.drain(..) {
-            match change {
-                Change::Put(loaded) => self.objects.insert(loaded.key.clone(), loaded),
-                Change::Remove(key) => self.objects.remove(&key),
-            };
-        }
-        self.index.update(Input {
-            objects: self.objects.values().cloned().collect(),
-            problems: self.problems.clone(),
-            netns: BTreeMap::new(),
+        let surroundings = Surroundings {
+            problems: self.problems.as_slice().into(),
+            netns: Arc::default(),
             source: self.source.clone(),
-        })
+        };
+        self.index.apply(self.changes.drain(..), &surroundings)
     }
 }

@@ -47,12 +47,8 @@ const SERVICE_SPEC: Keep = Keep::Fields(&[
     ("ports", Keep::Each(&PORT)),
 ]);
 const PORT: Keep = Keep::Fields(&[("name", Keep::All), ("protocol", Keep::All), ("port", Keep::All)]);
-const ENDPOINT: Keep = Keep::Fields(&[
-    ("addresses", Keep::All),
-    ("conditions", Keep::All),
-    ("nodeName", Keep::All),
-    ("zone", Keep::All),
-]);
+const ENDPOINT: Keep =
+    Keep::Fields(&[("addresses", Keep::All), ("conditions", Keep::All), ("nodeName", Keep::All), ("zone", Keep::All)]);
 
 /// A watched kind.
 #[derive(Clone, Debug)]
@@ -99,24 +95,30 @@ macro_rules! resource {
 const CORE: [&str; 1] = ["/api/v1"];
 const SECURITY: [&str; 2] = ["/apis/security.istio.io/v1", "/apis/security.istio.io/v1beta1"];
 
+/// Pods that are on a node and have not finished.
+const LIVING: &str = "&fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed%2Cspec.nodeName%21%3D";
+
 /// All that is watched for the node of this name.
 ///
 /// No ServiceAccounts: an identity is made of the name that the pod gives. Of the Nodes only this one: the zones of others'
 /// endpoints are in the EndpointSlices, and Nodes change often. No slices of headless services, which have no address that
-/// could be sent to, nor pods that have finished, which have given theirs back.
+/// could be sent to, nor pods without a node, or that have finished and given theirs back.
 pub(super) fn all(node: &str) -> Vec<Resource> {
     let none = String::new;
     vec![
         resource!(Namespace, "namespaces", CORE, none(), [("metadata", METADATA)]),
-        resource!(Node, "nodes", CORE, format!("&fieldSelector=metadata.name%3D{}", encoded(node)), [
-            ("metadata", METADATA),
-            ("status", Keep::Fields(&[("addresses", Keep::All)])),
-        ]),
+        resource!(
+            Node,
+            "nodes",
+            CORE,
+            format!("&fieldSelector=metadata.name%3D{}", encoded(node)),
+            [("metadata", METADATA), ("status", Keep::Fields(&[("addresses", Keep::All)])),]
+        ),
         resource!(
             Pod,
             "pods",
             CORE,
-            "&fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed".to_owned(),
+            LIVING.to_owned(),
             [("metadata", POD_METADATA), ("spec", POD_SPEC), ("status", POD_STATUS)]
         ),
         resource!(Service, "services", CORE, none(), [("metadata", METADATA), ("spec", SERVICE_SPEC)]),
@@ -132,14 +134,20 @@ pub(super) fn all(node: &str) -> Vec<Resource> {
                 ("endpoints", Keep::Each(&ENDPOINT)),
             ]
         ),
-        resource!(PeerAuthentication, "peerauthentications", SECURITY, none(), [
-            ("metadata", METADATA),
-            ("spec", Keep::All)
-        ]),
-        resource!(AuthorizationPolicy, "authorizationpolicies", SECURITY, none(), [
-            ("metadata", METADATA),
-            ("spec", Keep::All)
-        ]),
+        resource!(
+            PeerAuthentication,
+            "peerauthentications",
+            SECURITY,
+            none(),
+            [("metadata", METADATA), ("spec", Keep::All)]
+        ),
+        resource!(
+            AuthorizationPolicy,
+            "authorizationpolicies",
+            SECURITY,
+            none(),
+            [("metadata", METADATA), ("spec", Keep::All)]
+        ),
     ]
 }
 

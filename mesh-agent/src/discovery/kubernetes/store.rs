@@ -8,18 +8,12 @@ use std::{
 
 use crate::{
     discovery::{
+        index::Change,
         object::{Key, Kind, Loaded, Object},
         parse::Served,
     },
     model::{Location, ObjectName, Problem},
 };
-
-/// What has become of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    Put(Loaded),
-    Remove(Key),
-}
 
 /// An object as it was told.
 #[derive(Clone, Debug)]

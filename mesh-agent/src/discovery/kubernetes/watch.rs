@@ -286,7 +286,7 @@ fn take(node: &mut Node, key: &str) -> Option<Node> {
     Some(entries.swap_remove(at).node)
 }
 
-fn version(object: &Node) -> Option<String> {
+pub(super) fn version(object: &Node) -> Option<String> {
     let root = Field::root(object);
     let metadata = root.get("metadata");
     metadata.get("resourceVersion").text().ok().flatten().filter(|version| !version.is_empty()).map(str::to_owned)
