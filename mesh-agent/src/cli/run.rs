@@ -212,6 +212,8 @@ mod tests {
         };
         let flags = ["--ca-address", "ca:15012", "--ca-bundle", "/b", "--ca-token", "/t"];
         assert_eq!(choice(&flags).unwrap(), Choice::Istio(istio));
+        let in_cluster = choice(&["--ca-address", "ca.mesh-system.svc:15012", "--ca-bundle", "/b"]).unwrap();
+        assert!(matches!(in_cluster, Choice::Istio(IstioConfig { service: Some(_), .. })), "{in_cluster:?}");
         let socket = ["--spiffe-endpoint-socket", "unix:///s"];
         assert_eq!(choice(&socket).unwrap(), Choice::Spire("unix:///s".into()));
         assert!(choice(&["--ca-address", "ca:15012"]).unwrap_err().to_string().contains("--ca-bundle"));

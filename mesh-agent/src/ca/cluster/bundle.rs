@@ -58,16 +58,13 @@ impl Bundle {
     pub(super) async fn write(&mut self, published: Published, roots: &[CertificateDer<'static>]) -> Result<(), Error> {
         let Some(text) = self.strangers.wanted(published.text(), roots, Instant::now()) else { return Ok(()) };
         let params = PostParams::default();
-        let written = match published.map {
-            Some(mut map) => {
-                map.data.get_or_insert_default().insert(KEY.to_owned(), text);
-                self.api.replace(&self.name, &params, &map).await
-            }
-            None => {
-                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-                let data = Some(BTreeMap::from([(KEY.to_owned(), text)]));
-                self.api.create(&params, &ConfigMap { metadata, data, ..ConfigMap::default() }).await
-            }
+        let written = if let Some(mut map) = published.map {
+            map.data.get_or_insert_default().insert(KEY.to_owned(), text);
+            self.api.replace(&self.name, &params, &map).await
+        } else {
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            let data = Some(BTreeMap::from([(KEY.to_owned(), text)]));
+            self.api.create(&params, &ConfigMap { metadata, data, ..ConfigMap::default() }).await
         };
         written.map_err(|error| self.error("write", error))?;
         tracing::info!(name = self.name, roots = roots.len(), "the trust bundle is published");
@@ -130,7 +127,7 @@ mod tests {
 
     #[test]
     fn two_that_see_their_folders_at_different_times_do_not_fight() {
-        let patience = Duration::from_secs(60);
+        let patience = Duration::from_mins(1);
         let [mut a, mut b] = [(); 2].map(|()| Strangers { since: HashMap::new(), patience });
         let (old, new) = (root(), root());
         let start = Instant::now();

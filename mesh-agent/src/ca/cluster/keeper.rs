@@ -24,7 +24,7 @@ const MOUNTED: Duration = Duration::from_mins(3);
 /// Where the root is.
 enum Source {
     Folder(Folder),
-    Secret(RootSecret),
+    Secret(Box<RootSecret>),
 }
 
 /// Reads the root, publishes the bundle, and only then lets the authority use it.
@@ -42,7 +42,9 @@ impl Keeper {
     pub(super) fn new(client: &Client, namespace: &str, options: &Options) -> Self {
         let (source, patience) = match &options.root {
             Root::Folder(path) => (Source::Folder(Folder::new(path)), MOUNTED),
-            Root::Secret(name) => (Source::Secret(RootSecret::new(client, namespace, name, options)), Duration::ZERO),
+            Root::Secret(name) => {
+                (Source::Secret(Box::new(RootSecret::new(client, namespace, name, options))), Duration::ZERO)
+            }
         };
         Self {
             source,

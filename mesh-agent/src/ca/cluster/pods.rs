@@ -127,7 +127,9 @@ impl Running {
             Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
                 let gone: Vec<_> = self.pods.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
-                gone.iter().for_each(|uid| self.remove(uid));
+                for uid in gone {
+                    self.remove(&uid);
+                }
                 self.nodes.retain(|node| Arc::strong_count(node) > 1);
                 self.is_synced = true;
             }
