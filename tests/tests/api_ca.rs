@@ -10,8 +10,8 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    net::SocketAddr,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -32,6 +32,8 @@ use mesh_agent::{
 use mesh_tests::{
     agent::binary,
     api::{ApiServer, Effect, Fault},
+    chart,
+    permissions::{grants, refused as forbidden, unused},
     wait::PATIENCE,
 };
 use nix::{
@@ -45,7 +47,6 @@ use rustls::{
 };
 use serde_json::{Value, json};
 
-const RBAC: &str = include_str!("../../docs/deploy/rbac-ca.yaml");
 const SYSTEM: &str = "mesh-system";
 const AUDIENCE: &str = "mesh-agent-ca";
 const SECRET: &str = "mesh-agent-ca-root";
@@ -64,6 +65,16 @@ fn pod(namespace: &str, name: &str, account: &str, node: Option<&str>, phase: &s
     })
 }
 
+/// Accounts and what they may do, as the chart has them.
+fn permissions() -> Vec<Value> {
+    let mut objects = chart::objects(SYSTEM, &chart::plain_values()).unwrap();
+    objects.retain(|object| {
+        let kind = object["kind"].as_str().unwrap();
+        kind == "ServiceAccount" || kind.contains("Role")
+    });
+    objects
+}
+
 /// An API server with two nodes, an agent on each, `cart` on the first and `web` on the second.
 struct Site {
     api: ApiServer,
@@ -76,8 +87,10 @@ impl Site {
         for namespace in [SYSTEM, "shop"] {
             api.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
         }
-        api.put_yaml(RBAC);
-        for (namespace, name) in [(SYSTEM, "mesh-agent"), ("shop", "cart"), ("shop", "web")] {
+        for object in permissions() {
+            api.put(object);
+        }
+        for (namespace, name) in [("shop", "cart"), ("shop", "web")] {
             let metadata = json!({"name": name, "namespace": namespace});
             api.put(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}));
         }
@@ -476,6 +489,64 @@ async fn a_root_that_cert_manager_keeps_is_used() {
     assert!(trusts(&roots, &svid));
     assert_eq!(site.roots(), roots);
     assert_eq!(site.get("Secret", SECRET).unwrap()["data"], secret["data"], "it is not ours to write");
+}
+
+#[tokio::test]
+async fn it_may_do_what_it_does_and_no_more() {
+    let site = Site::new();
+    let authority = Process::start(&site, &[]);
+    let mut map = site.get("ConfigMap", BUNDLE).unwrap();
+    map["data"] = json!({});
+    site.api.put(map);
+    let other = Process::start(&site, &["--new-root"]);
+    for authority in [&authority, &other] {
+        fetch(&*site.client(authority, &site.token_of("n1")), "cart").await;
+    }
+    assert_eq!(site.roots().len(), 2);
+    let user = format!("system:serviceaccount:{SYSTEM}:mesh-agent-ca");
+    let decided = site.api.decided(&user);
+    assert_eq!(forbidden(&decided), [] as [&str; 0]);
+    assert_eq!(unused(&grants(&permissions(), "mesh-agent-ca"), &decided), [] as [&str; 0]);
+}
+
+fn http(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn it_is_ready_when_it_knows_root_and_pods_and_counts_what_it_does() {
+    let site = Site::new();
+    let refuse = Effect::Refuse { code: 500, retry_after: None };
+    site.api.fault(Fault::new("list", "/api/v1/pods", refuse));
+    site.api.fault(Fault::new("create", "/secrets", refuse));
+    let starting = Starting::new(&site, "127.0.0.1:0", &["--http-address", "127.0.0.1:0"]);
+    let address = eventually("an HTTP listener", async || {
+        let log = starting.log.lock().unwrap().clone();
+        log.lines().find(|line| line.contains("answering probes")).map(|line| field(line, "http").parse().unwrap())
+    })
+    .await;
+    assert!(http(address, "/livez").starts_with("HTTP/1.1 200"));
+    let answer = http(address, "/readyz");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("the root; the pods of the cluster"), "{answer}");
+    site.api.heal();
+    let authority = starting.serving();
+    eventually("that it is ready", async || http(address, "/readyz").starts_with("HTTP/1.1 200").then_some(())).await;
+    let client = site.client(&authority, &site.token_of("n1"));
+    fetch(&*client, "cart").await;
+    assert_eq!(refused(&*client, "web").await, Reason::CaNotOnNode);
+    let metrics = http(address, "/metrics");
+    for line in [
+        "mesh_ca_signed_total 1",
+        "mesh_ca_refused_total{reason=\"ca_not_on_node\"} 1",
+        "mesh_ca_pods 4",
+        "mesh_ca_bundle_published 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in {metrics}");
+    }
 }
 
 /// Writes a folder as the kubelet mounts a Secret, all at once.

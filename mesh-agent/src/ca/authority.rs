@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     Error, Lifetimes,
-    certificate::{SKEW, Signer, Validity},
+    certificate::{self, SKEW, Signer, Validity},
     csr,
     folder::Folder,
     material::Material,
@@ -139,6 +139,18 @@ impl Authority {
     /// Who is to be trusted, now and as it changes.
     pub fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
         self.bundle.subscribe()
+    }
+
+    /// When the last of the roots that are trusted expires.
+    pub fn root_expiry(&self) -> Option<SystemTime> {
+        let bundle = Arc::clone(&self.bundle.borrow());
+        let read = bundle.roots.iter().filter_map(|root| certificate::read(root).ok());
+        read.map(|root| certificate::validity_of(&root).until).max()
+    }
+
+    /// When what signs now expires.
+    pub fn signer_expiry(&self) -> SystemTime {
+        self.signing().signer.validity.until
     }
 
     /// Whose identities it vouches for.

@@ -27,7 +27,20 @@ const EDGES: [(&str, &[&str]); 17] = [
     ("admin", &["model", "telemetry"]),
     (
         "cli",
-        &["admin", "app", "ca", "datapath", "discovery", "explain", "kubernetes", "model", "net", "policy", "route"],
+        &[
+            "admin",
+            "app",
+            "ca",
+            "datapath",
+            "discovery",
+            "explain",
+            "kubernetes",
+            "model",
+            "net",
+            "policy",
+            "route",
+            "telemetry",
+        ],
     ),
 ];
 

@@ -2,8 +2,15 @@
 
 use std::{future::Future, path::PathBuf, sync::Arc};
 
-use super::{ACCOUNT, Args, lifetimes, limits, listen, names, split_account};
+use anyhow::Context;
+
+use super::{
+    ACCOUNT, Args, lifetimes, limits, listen, names,
+    pages::{Opened, Progress},
+    split_account,
+};
 use crate::{
+    admin::http,
     ca::{
         cluster::{Cluster, Options, Root},
         server::Server,
@@ -44,10 +51,14 @@ pub(super) struct ClusterArgs {
     /// ConfigMap that the trust bundle is kept in
     #[arg(long, value_name = "NAME", default_value = "mesh-agent-ca-bundle", env = "MESH_AGENT_CA_BUNDLE_NAME")]
     bundle: String,
+    /// Where /livez, /readyz and /metrics are, e.g. [::]:15020
+    #[arg(long, value_name = "ADDRESS", default_value = "none", env = "MESH_AGENT_HTTP_ADDRESS")]
+    http_address: http::Address,
 }
 
 pub(super) async fn serve(args: &Args, end: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let ClusterArgs { kubeconfig, namespace, audience, agent_account, root_secret, bundle, .. } = &args.cluster;
+    let ClusterArgs { kubeconfig, namespace, audience, agent_account, root_secret, bundle, http_address, .. } =
+        &args.cluster;
     let access = Access { kubeconfig: kubeconfig.clone(), context: None };
     let cluster = Arc::new(Cluster::new(&access, namespace.as_deref()).await?);
     let agent = match agent_account {
@@ -69,21 +80,49 @@ pub(super) async fn serve(args: &Args, end: impl Future<Output = ()>) -> anyhow:
         let (cluster, pods) = (Arc::clone(&cluster), Arc::clone(&pods));
         async move { cluster.follow(pods).await }
     });
+    let progress = Arc::new(Progress::new(Arc::clone(&pods)));
+    let mut answering = tokio::spawn(serve_http(*http_address, Arc::clone(&progress))?);
     tokio::pin!(end);
     let (authority, keeper) = tokio::select! {
         opened = cluster.open(&options) => opened?,
         () = &mut end => return Ok(()),
     };
+    let is_kept = keeper.is_kept();
     let mut keeping = tokio::spawn(keeper.run(Arc::clone(&authority)));
     let reviews = cluster.reviews(&options, Arc::clone(&pods));
-    let server = Server::new(authority, &names, Box::new(reviews), Box::new(pods), limits(args))?;
+    let server = Server::new(Arc::clone(&authority), &names, Box::new(reviews), Box::new(pods), limits(args))?;
+    progress.open(Opened { authority, counts: server.counts(), is_kept });
     let broken = async move {
         tokio::select! {
             end = &mut following => anyhow::anyhow!("following the pods ended: {end:?}"),
+            end = &mut answering => anyhow::anyhow!("the HTTP listener ended: {end:?}"),
             end = &mut keeping => anyhow::anyhow!("keeping root and bundle ended: {end:?}"),
         }
     };
     listen(args, server, end, broken).await
+}
+
+/// Listens now, and answers until the end of time.
+fn serve_http(
+    address: http::Address,
+    progress: Arc<Progress>,
+) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    let listener = match address {
+        http::Address::None => None,
+        http::Address::At(address) => {
+            let bound = http::Listener::bind(address);
+            Some(bound.with_context(|| format!("cannot listen on --http-address {address}"))?)
+        }
+    };
+    if let Some(address) = listener.as_ref().and_then(http::Listener::local_address) {
+        tracing::info!(http = %address, "answering probes");
+    }
+    Ok(async move {
+        match listener {
+            Some(listener) => listener.run(progress).await,
+            None => std::future::pending().await,
+        }
+    })
 }
 
 /// How the Service is called, from near to far.

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod manifests;
+mod pages;
 
 use std::{
     future::Future,
