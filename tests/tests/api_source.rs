@@ -520,7 +520,10 @@ fn in_steady_state_there_is_one_watch_per_kind_and_nothing_else() {
         for number in 0..200 {
             fixture.server.put(pod(&format!("p{}", number % 20), number, NODE, &format!("10.1.2.{}", number % 20 + 1)));
         }
-        fixture.until("all is known", |mesh| mesh.workloads.len() == 20).await;
+        let is_last = |mesh: &Mesh| {
+            find(mesh, "p19").is_some_and(|pod| pod.uid.as_ref().is_some_and(|uid| uid.as_str() == uid_of(199)))
+        };
+        fixture.until("all is known", is_last).await;
         let requests = fixture.server.take_requests();
         let mut watches: BTreeMap<&str, usize> = BTreeMap::new();
         for request in &requests {

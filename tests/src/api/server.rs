@@ -260,6 +260,11 @@ impl ApiServer {
         Some(if kind.is_view() { event::from_core(value) } else { value })
     }
 
+    /// Whether a kind is served: some time after its definition has been put.
+    pub fn serves(&self, api_version: &str, kind: &str) -> bool {
+        self.shared.state().find_kind(&json!({"apiVersion": api_version, "kind": kind})).is_some()
+    }
+
     /// The version of the last change.
     pub fn version(&self) -> u64 {
         self.shared.state().store.version()

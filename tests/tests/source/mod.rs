@@ -11,7 +11,10 @@ use mesh_agent::{
     kubernetes::Access,
     model::{Mesh, ObjectName, Problem, Reason, Workload},
 };
-use mesh_tests::api::{ApiServer, Received, User};
+use mesh_tests::{
+    api::{ApiServer, Received, User},
+    wait::eventually,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
@@ -208,10 +211,14 @@ pub(crate) fn definition(kind: &str, plural: &str) -> Value {
     })
 }
 
-/// Defines both policy kinds.
+/// Defines both policy kinds, and waits until they are served.
 pub(crate) fn define(server: &ApiServer) {
-    server.put(definition("PeerAuthentication", "peerauthentications"));
-    server.put(definition("AuthorizationPolicy", "authorizationpolicies"));
+    for (kind, plural) in
+        [("PeerAuthentication", "peerauthentications"), ("AuthorizationPolicy", "authorizationpolicies")]
+    {
+        server.put(definition(kind, plural));
+        eventually("the kind is served", || server.serves("security.istio.io/v1", kind).then_some(()));
+    }
 }
 
 /// A pod of `shop` in a snapshot.
