@@ -143,10 +143,17 @@ pub(super) fn networks(control: &Control, namespace: Option<&str>) -> Vec<PodNet
     let here = here.filter(|workload| namespace.is_none_or(|namespace| *workload.name.namespace == *namespace));
     let sample = |workload: &std::sync::Arc<Workload>| {
         let netns = control.pods.networks.of(workload)?.open().ok()?;
-        let sample = netns.run(tcp_counters::sample).ok()?;
+        let mut sample = netns.run(tcp_counters::sample).ok()?;
+        sample.refused = refused(control, workload);
         Some(PodNetwork { name: workload.name.clone(), sample })
     };
     here.filter_map(sample).collect()
+}
+
+/// Connections of the pod that the kernel refused for the mesh.
+fn refused(control: &Control, workload: &Workload) -> u64 {
+    let counters = control.pods.enrolled.get(&workload.name).and_then(|pod| control.datapath.counters(pod.slot).ok());
+    counters.map_or(0, |counters| status::refused(&counters))
 }
 
 /// What the agent is not ready for: the configuration, its hooks, and every pod that can be armed.

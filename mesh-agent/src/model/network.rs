@@ -20,6 +20,9 @@ pub struct NetworkSample {
     pub retransmitted_segments: u64,
     /// Segments that were sent, those included.
     pub sent_segments: u64,
+    /// Connections that the mesh refused in the kernel, which are in none of the above.
+    #[serde(default)]
+    pub refused: u64,
     /// Smoothed round trip times of open connections that leave the pod, summed up, in microseconds.
     pub round_trips_us: u64,
     /// How many those are.
