@@ -7,7 +7,7 @@
 pub mod client;
 pub mod http;
 pub mod lock;
-mod query;
+pub(crate) mod query;
 pub mod server;
 
 #[cfg(test)]

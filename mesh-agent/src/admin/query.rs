@@ -4,14 +4,14 @@
 use std::fmt::Write;
 
 /// The first value of that name, decoded. `None` also where it is not UTF-8, or not encoded as it should be.
-pub(super) fn value(query: &str, name: &str) -> Option<String> {
+pub(crate) fn value(query: &str, name: &str) -> Option<String> {
     let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(own, _)| *own == name)?;
     decode(value)
 }
 
 /// A value as it goes into a query.
-pub(super) fn encode(value: &str) -> String {
+pub(crate) fn encode(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     for byte in value.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte) {

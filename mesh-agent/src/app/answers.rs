@@ -8,7 +8,7 @@ use super::{SetLogFilter, ShowCertificates, pages::Pulse};
 use crate::{
     admin::server::Source,
     explain::Query,
-    model::{Audit, Certificates, Explanation, Status},
+    model::{Audit, Certificates, Explanation, PodNetwork, Status},
     telemetry::unix_now,
 };
 
@@ -18,6 +18,8 @@ pub(super) enum Question {
     Status(oneshot::Sender<Status>),
     /// What crossed the node's edge within so many seconds.
     Audit(u64, oneshot::Sender<Audit>),
+    /// TCP in the networks of this node's pods; of one namespace, or of all.
+    Networks(Option<String>, oneshot::Sender<Vec<PodNetwork>>),
     /// What the agent is not ready for.
     Readiness(oneshot::Sender<Vec<String>>),
     /// What would become of a connection.

@@ -313,6 +313,7 @@ impl Control {
         match question {
             Question::Status(answer) => drop(answer.send(status::of(self).await)),
             Question::Audit(period, answer) => drop(answer.send(self.audit(period))),
+            Question::Networks(namespace, answer) => drop(answer.send(pages::networks(self, namespace.as_deref()))),
             Question::Readiness(answer) => drop(answer.send(pages::waiting_for(self))),
             Question::Explain(query, answer) => {
                 let here = Here { mesh: &self.mesh, node_addresses: &self.node_addresses };

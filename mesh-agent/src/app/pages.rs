@@ -19,8 +19,9 @@ use super::{
     status,
 };
 use crate::{
-    admin::{http::Pages, server::Source},
-    model::Status,
+    admin::{http::Pages, query, server::Source},
+    model::{PodNetwork, Status, Workload},
+    net::tcp_counters,
     proxy::WorkerHandle,
     telemetry::{Format, WorkerCounters, metrics, unix_now},
 };
@@ -122,9 +123,37 @@ impl Pages for AgentPages {
         metrics::write(format, &status, &self.answers.certificates(), unix_now())
     }
 
-    async fn status(&self, _query: &str) -> Option<Vec<u8>> {
-        serde_json::to_vec(&*self.recent().await).ok()
+    async fn json(&self, path: &str, query: &str) -> Option<Vec<u8>> {
+        match path {
+            "/v1/status" => serde_json::to_vec(&*self.recent().await).ok(),
+            "/v1/networks" => {
+                let namespace = query::value(query, "namespace");
+                let networks = self.answers.ask(|answer| Question::Networks(namespace, answer)).await;
+                serde_json::to_vec(&networks).ok()
+            }
+            _ => None,
+        }
     }
+}
+
+/// TCP in the networks of this node's pods, enrolled or not.
+pub(super) fn networks(control: &Control, namespace: Option<&str>) -> Vec<PodNetwork> {
+    let mesh = &control.mesh;
+    let here = mesh.workloads.values().filter(|workload| workload.is_on(&mesh.node.name) && !workload.host_network);
+    let here = here.filter(|workload| namespace.is_none_or(|namespace| *workload.name.namespace == *namespace));
+    let sample = |workload: &std::sync::Arc<Workload>| {
+        let netns = control.pods.networks.of(workload)?.open().ok()?;
+        let mut sample = netns.run(tcp_counters::sample).ok()?;
+        sample.refused = refused(control, workload);
+        Some(PodNetwork { name: workload.name.clone(), sample })
+    };
+    here.filter_map(sample).collect()
+}
+
+/// Connections of the pod that the kernel refused for the mesh.
+fn refused(control: &Control, workload: &Workload) -> u64 {
+    let counters = control.pods.enrolled.get(&workload.name).and_then(|pod| control.datapath.counters(pod.slot).ok());
+    counters.map_or(0, |counters| status::refused(&counters))
 }
 
 /// What the agent is not ready for: the configuration, its hooks, and every pod that can be armed.

@@ -293,13 +293,15 @@ fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, p
         captured: c.out_redirected + c.out_direct + c.in_redirected + c.in_direct + c.in_relayed,
         passed: bypassed + c.out_excluded + c.out_no_address + c.in_node + c.in_excluded,
         bypassed,
-        refused: c.out_refused_unavailable
-            + c.out_refused_unarmed
-            + c.out_refused_unredirectable
-            + c.in_refused_unavailable,
+        refused: refused(&c),
         unaccounted,
         counters: Counters::NAMES.iter().map(|name| (*name).to_owned()).zip(c.values()).collect(),
     }
+}
+
+/// Connections that were refused in the kernel.
+pub(super) fn refused(c: &Counters) -> u64 {
+    c.out_refused_unavailable + c.out_refused_unarmed + c.out_refused_unredirectable + c.in_refused_unavailable
 }
 
 /// Whether the workload will be armed as soon as it runs: it is found by its UID, and has no address yet, which it gets

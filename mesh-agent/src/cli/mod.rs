@@ -4,6 +4,7 @@ mod authority;
 mod ca;
 mod check;
 mod cleanup;
+mod cluster;
 mod duration;
 mod explain;
 mod host;
@@ -13,10 +14,12 @@ mod policy;
 mod run;
 mod source;
 mod status;
+mod toggle;
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -34,6 +37,7 @@ Examples:
   mesh-agent check                                   what this machine lacks, and how to get it
   mesh-agent run --manifests /etc/mesh-agent/manifests
   mesh-agent status                                  is it healthy, what does each pod do
+  mesh-agent status --cluster                        the same of all nodes, by a kubeconfig; also: kubectl mesh status
   mesh-agent policy audit                            what crossed this node's edge in plaintext
   mesh-agent explain netns_missing                   what a reason code means
 
@@ -56,6 +60,10 @@ enum Command {
     Ca(Box<ca::Args>),
     /// Show what the running agent does: hooks, workers, namespaces, pods, problems.
     Status(status::Args),
+    /// Enrol namespaces of a cluster, wait until every pod confirms, go back when it gets worse.
+    Enable(Box<toggle::EnableArgs>),
+    /// Take namespaces of a cluster out of the mesh.
+    Disable(Box<toggle::DisableArgs>),
     /// Check whether this machine can run the agent; every lack comes with its remedy.
     Check(check::Args),
     /// Remove everything an agent left on this node: pins (and so the hooks), socket, lock.
@@ -99,10 +107,12 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let done = match cli.command {
+    let done = match for_cluster(cli.command, is_plugin(std::env::args_os().next())) {
         Command::Run(args) => run::run(*args).map(|()| 0),
         Command::Ca(args) => ca::run(&args).map(|()| 0),
         Command::Status(args) => status::run(&args),
+        Command::Enable(args) => toggle::enable(*args),
+        Command::Disable(args) => toggle::disable(*args),
         Command::Check(args) => check::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Policy(args) => policy::run(&args),
@@ -124,6 +134,20 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Whether it was called as a plug-in of kubectl, by the name that makes `kubectl mesh` of it.
+fn is_plugin(called: Option<OsString>) -> bool {
+    let name = called.as_deref().map(Path::new).and_then(Path::file_name);
+    name.is_some_and(|name| name.to_string_lossy().starts_with("kubectl-mesh"))
+}
+
+/// As a plug-in, the status is that of the cluster.
+fn for_cluster(mut command: Command, is_plugin: bool) -> Command {
+    if let Command::Status(args) = &mut command {
+        args.cluster |= is_plugin;
+    }
+    command
+}
+
 /// Prints to standard output; a reader that went away (`| head`) is no error.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
@@ -142,6 +166,18 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn as_a_plug_in_of_kubectl_the_status_is_of_the_cluster() {
+        assert!(is_plugin(Some("/usr/local/bin/kubectl-mesh".into())));
+        assert!(!is_plugin(Some("/usr/local/bin/mesh-agent".into())) && !is_plugin(None));
+        for (is_plugin, flag, expected) in [(true, None, true), (false, None, false), (false, Some("--cluster"), true)]
+        {
+            let cli = Cli::try_parse_from(["x", "status"].into_iter().chain(flag)).unwrap();
+            let Command::Status(args) = for_cluster(cli.command, is_plugin) else { unreachable!() };
+            assert_eq!(args.cluster, expected);
+        }
     }
 
     #[test]

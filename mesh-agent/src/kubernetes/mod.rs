@@ -3,6 +3,7 @@
 
 mod client;
 mod service;
+pub mod cluster;
 pub mod writeback;
 
 pub use client::{Access, Error, USER_AGENT};

@@ -7,6 +7,7 @@ mod certificates;
 mod explanation;
 mod identity;
 mod mesh;
+mod network;
 mod policy;
 mod problem;
 mod reachable;
@@ -24,6 +25,7 @@ pub use certificates::{AuthorityStatus, CertificateSummary, Certificates};
 pub use explanation::{Explanation, Party, Path, Way};
 pub use identity::{DEFAULT_TRUST_DOMAIN, Identity, NotAnIdentity, is_trust_domain};
 pub use mesh::{Destination, Mesh, Node, SourceState, Target};
+pub use network::{NetworkSample, PodNetwork};
 pub use policy::{
     Action, Authorization, Condition, InboundPolicy, Operation, Pattern, Rule, ServiceAccount, Source, Values,
 };

@@ -5,3 +5,4 @@ pub mod listen;
 pub mod netns;
 pub mod sock_diag;
 pub mod splice;
+pub mod tcp_counters;

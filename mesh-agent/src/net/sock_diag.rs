@@ -24,6 +24,10 @@ const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
+/// In the answer: `struct tcp_info` (include/uapi/linux/tcp.h). Its bit in what is asked for is one less.
+const INET_DIAG_INFO: u16 = 2;
+/// Where `tcpi_rtt` is in it, in bytes.
+const TCPI_RTT: usize = 68;
 const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
 /// In the answer: [`SK_DIAG_BPF_STORAGE`]s, each with [`SK_DIAG_BPF_STORAGE_MAP_VALUE`].
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
@@ -74,10 +78,21 @@ impl SockDiag {
         for family in [libc::AF_INET, libc::AF_INET6] {
             let fd = attribute(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &(storage.as_raw_fd() as u32).to_ne_bytes());
             let asked = attribute(INET_DIAG_REQ_SK_BPF_STORAGES, &fd);
-            self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family as u8, &[0; ID], &asked)?;
+            self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family as u8, 0, &[0; ID], &asked)?;
             self.receive(|message| found.extend(connection(message, wanted)))?;
         }
         Ok(found)
+    }
+
+    /// Smoothed round trip times of open connections that leave the machine or namespace, in microseconds.
+    pub fn round_trips(&self) -> io::Result<Vec<u32>> {
+        let mut times = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let extensions = 1 << (INET_DIAG_INFO - 1);
+            self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family as u8, extensions, &[0; ID], &[])?;
+            self.receive(|message| times.extend(round_trip(message)))?;
+        }
+        Ok(times)
     }
 
     /// Ends a connection: both apps see it as aborted. One that is gone already is no error.
@@ -106,19 +121,27 @@ impl SockDiag {
     }
 
     fn destroy_socket(&self, family: u8, id: &[u8; ID]) -> io::Result<()> {
-        self.send(SOCK_DESTROY, NLM_F_ACK, family, id, &[])?;
+        self.send(SOCK_DESTROY, NLM_F_ACK, family, 0, id, &[])?;
         self.receive(|_| {})
     }
 
     /// Sends `struct inet_diag_req_v2` and what follows it.
-    fn send(&self, kind: u16, flags: u16, family: u8, id: &[u8; ID], attributes: &[u8]) -> io::Result<()> {
+    fn send(
+        &self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        extensions: u8,
+        id: &[u8; ID],
+        attributes: &[u8],
+    ) -> io::Result<()> {
         let mut message = Vec::with_capacity(128);
         let length = HEADER + 8 + ID + attributes.len();
         message.extend_from_slice(&(length as u32).to_ne_bytes());
         message.extend_from_slice(&kind.to_ne_bytes());
         message.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
         message.extend_from_slice(&[0; 8]);
-        message.extend_from_slice(&[family, libc::IPPROTO_TCP as u8, 0, 0]);
+        message.extend_from_slice(&[family, libc::IPPROTO_TCP as u8, extensions, 0]);
         message.extend_from_slice(&OPEN_STATES.to_ne_bytes());
         message.extend_from_slice(id);
         message.extend_from_slice(attributes);
@@ -182,6 +205,15 @@ fn attributes(mut bytes: &[u8], wanted: u16) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// The smoothed round trip time of a connection; `None` without one, or where both ends are here.
+fn round_trip(message: &[u8]) -> Option<u32> {
+    let Connection { local, remote, .. } = ends(message)?;
+    let is_here = remote.ip().is_loopback() || local.ip() == remote.ip();
+    let info = attributes(message.get(MESSAGE..)?, INET_DIAG_INFO).next()?;
+    let time = u32::from_ne_bytes(*info.get(TCPI_RTT..)?.first_chunk()?);
+    (!is_here && time > 0).then_some(time)
+}
+
 /// Reads `struct inet_diag_msg`; `None` if its storage is not wanted.
 fn connection(message: &[u8], wanted: &dyn Fn(&[u8]) -> bool) -> Option<Connection> {
     let stored = attributes(message.get(MESSAGE..)?, INET_DIAG_SK_BPF_STORAGES)
@@ -190,6 +222,10 @@ fn connection(message: &[u8], wanted: &dyn Fn(&[u8]) -> bool) -> Option<Connecti
     if !stored.into_iter().any(wanted) {
         return None;
     }
+    ends(message)
+}
+
+fn ends(message: &[u8]) -> Option<Connection> {
     let family = *message.first()?;
     let id: [u8; ID] = *message.get(4..)?.first_chunk()?;
     let port = |at: usize| Some(u16::from_be_bytes(*id.get(at..)?.first_chunk()?));
@@ -241,6 +277,25 @@ mod tests {
         assert_eq!(connection(&message, &|value| !is_three(value)), None);
         assert_eq!(connection(&message[..MESSAGE], &|_| true), None, "without storage it is not ours");
         assert_eq!(connection(&message[..20], &|_| true), None);
+    }
+
+    #[test]
+    fn round_trips_are_of_connections_that_leave() {
+        let message = |remote: Ipv4Addr, time: u32| {
+            let mut message = vec![0; MESSAGE];
+            message[0] = libc::AF_INET as u8;
+            message[8..12].copy_from_slice(&[10, 0, 0, 1]);
+            message[24..28].copy_from_slice(&remote.octets());
+            let mut info = vec![0; TCPI_RTT];
+            info.extend_from_slice(&time.to_ne_bytes());
+            message.extend(attribute(INET_DIAG_INFO, &info));
+            message
+        };
+        assert_eq!(round_trip(&message(Ipv4Addr::new(10, 0, 0, 2), 250)), Some(250));
+        assert_eq!(round_trip(&message(Ipv4Addr::new(10, 0, 0, 1), 250)), None);
+        assert_eq!(round_trip(&message(Ipv4Addr::LOCALHOST, 250)), None);
+        assert_eq!(round_trip(&message(Ipv4Addr::new(10, 0, 0, 2), 0)), None, "not known yet");
+        assert_eq!(round_trip(&[0; MESSAGE]), None);
     }
 
     #[test]

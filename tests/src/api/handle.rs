@@ -1,6 +1,6 @@
 //! One request from its head to its answer: fault, who, may they, what.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -8,6 +8,7 @@ use hyper::{
     HeaderMap, Method, Request, Response,
     body::Incoming,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT},
+    upgrade::OnUpgrade,
 };
 use serde_json::{Value, json};
 
@@ -17,6 +18,7 @@ use super::{
     discovery,
     fault::Effect,
     form::{self, Form},
+    forward,
     kinds::Kind,
     list, patch,
     rbac::{Action, Cached, Decided, User, Verdict, refusal},
@@ -36,6 +38,8 @@ const PATCHES: [&str; 4] = [patch::JSON, patch::MERGE, patch::STRATEGIC, patch::
 
 /// Answers one request, faults included. An error breaks the connection.
 pub(super) async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
+    let mut request = request;
+    let upgrade = hyper::upgrade::on(&mut request);
     let (head, incoming) = request.into_parts();
     let query = Query::parse(head.uri.query());
     let path = head.uri.path().to_owned();
@@ -52,7 +56,7 @@ pub(super) async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> R
         Some(Effect::Slow(slow)) => pace = Some(slow),
         Some(Effect::Refuse { code, retry_after }) => return Ok(refuse(&fault(code, retry_after))),
     }
-    let asked = Asked { method: head.method, path, query, headers: head.headers };
+    let asked = Asked { method: head.method, path, query, headers: head.headers, upgrade: Mutex::new(Some(upgrade)) };
     let response = match read(incoming).await {
         Ok(bytes) => asked.answer(&shared, bytes).await.unwrap_or_else(|failure| refuse(&failure)),
         Err(failure) => refuse(&failure),
@@ -124,6 +128,7 @@ struct Asked {
     path: String,
     query: Query,
     headers: HeaderMap,
+    upgrade: Mutex<Option<OnUpgrade>>,
 }
 
 impl Asked {
@@ -235,6 +240,7 @@ impl Asked {
             Some("token") if kind.is("ServiceAccount") && verb == Verb::Create => {
                 return self.token(shared, target, &bytes);
             }
+            Some("portforward") if kind.is("Pod") => return self.forward(shared, user, kind, target),
             Some(other) if kind.custom.is_none() => {
                 return Err(Failure::unsupported(format!("{}/{other}", kind.plural)));
             }
@@ -264,6 +270,28 @@ impl Asked {
                 Ok(json_answer(done.code, &done.object))
             }
         }
+    }
+
+    /// Since 1.35 a WebSocket takes the right to create, as a POST would.
+    fn forward(
+        &self,
+        shared: &Arc<Shared>,
+        user: &User,
+        kind: &Arc<Kind>,
+        target: &Target,
+    ) -> Result<Response<Body>, Failure> {
+        self.authorize(&mut shared.state(), user, target, Verb::Create, Some(kind))?;
+        let (namespace, pod) =
+            (target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default());
+        if shared.state().store.get(&kind.collection, &Key::new(namespace, pod)).is_none() {
+            let subject = Subject { group: "", kind: "pods", name: pod };
+            return Err(Failure::not_found(subject));
+        }
+        let port = self.query.get("ports").and_then(|port| port.parse().ok());
+        let wish = forward::Wish { namespace, pod, port, headers: &self.headers };
+        let upgrade = self.upgrade.lock().expect("nobody panics with it").take();
+        let upgrade = upgrade.ok_or_else(|| Failure::unsupported("a second answer".to_owned()))?;
+        forward::answer(&shared.forwards, &wish, upgrade)
     }
 
     fn manager(&self) -> &str {

@@ -20,6 +20,7 @@ mod entry;
 mod event;
 mod fault;
 mod form;
+mod forward;
 mod handle;
 mod kinds;
 mod large;

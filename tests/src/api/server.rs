@@ -243,6 +243,11 @@ impl ApiServer {
         }
     }
 
+    /// Where `kubectl port-forward` to that port of the pod leads; `None`: nobody listens there.
+    pub fn forward(&self, namespace: &str, pod: &str, port: u16, address: Option<SocketAddr>) {
+        self.shared.forwards.set(namespace, pod, port, address);
+    }
+
     /// Removes an object at once, whatever holds it. True: there was one.
     pub fn remove(&self, api_version: &str, kind: &str, namespace: &str, name: &str) -> bool {
         let mut state = self.shared.state();
@@ -386,7 +391,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let service = service_fn(move |request| handle(Arc::clone(&shared), request));
                     // Clients come and go; what they got is what counts.
-                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection_with_upgrades(TokioIo::new(stream), service).await;
                 });
             }
             Some(_) = connections.join_next() => {}

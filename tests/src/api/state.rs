@@ -13,6 +13,7 @@ use tokio::{runtime::Handle, sync::watch};
 use super::{
     Cut, Options, User, crd,
     fault::{Faults, Requests},
+    forward::Forwards,
     kinds::{self, Kind},
     namespace,
     rbac::{Cached, Decided},
@@ -27,6 +28,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     pub(super) faults: Faults,
     pub(super) requests: Requests,
+    pub(super) forwards: Forwards,
     pub(super) cuts: watch::Sender<Cut>,
     pub(super) options: Options,
     pub(super) runtime: Handle,
@@ -80,6 +82,7 @@ impl Shared {
             state: Mutex::new(state),
             faults: Faults::default(),
             requests: Requests::default(),
+            forwards: Forwards::default(),
             cuts: watch::Sender::new(Cut::Clean),
             options,
             runtime,

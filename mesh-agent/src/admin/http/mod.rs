@@ -85,7 +85,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// What is told. Whoever listens implements it; everybody may ask all but [`Self::status`].
+/// What is told. Whoever listens implements it; everybody may ask all but [`Self::json`].
 pub trait Pages: Send + Sync + 'static {
     /// What is stuck, for `/livez`; empty when nothing is.
     fn stuck(&self) -> impl Future<Output = Vec<String>> + Send;
@@ -93,8 +93,8 @@ pub trait Pages: Send + Sync + 'static {
     fn waiting_for(&self) -> impl Future<Output = Vec<String>> + Send;
     /// The metrics, for `/metrics`.
     fn metrics(&self, format: Format) -> impl Future<Output = String> + Send;
-    /// The status as JSON, for `/v1/status`, only to those on this machine; `None` where there is none.
-    fn status(&self, _query: &str) -> impl Future<Output = Option<Vec<u8>>> + Send {
+    /// What is at a path below `/v1/`, as JSON, only to those who come over loopback; `None` where there is nothing.
+    fn json(&self, _path: &str, _query: &str) -> impl Future<Output = Option<Vec<u8>>> + Send {
         std::future::ready(None)
     }
 }
@@ -249,11 +249,13 @@ async fn answer<P: Pages>(request: &Request<Incoming>, from: From, pages: &P) ->
             let format = Format::accepted(accept.unwrap_or_default());
             response(StatusCode::OK, format.content_type(), pages.metrics(format).await.into_bytes())
         }
-        "/v1/status" if from == From::Loopback => match pages.status(request.uri().query().unwrap_or_default()).await {
-            Some(json) => response(StatusCode::OK, "application/json", json),
-            None => nothing(path),
-        },
-        "/v1/status" => {
+        path if path.starts_with("/v1/") && from == From::Loopback => {
+            match pages.json(path, request.uri().query().unwrap_or_default()).await {
+                Some(json) => response(StatusCode::OK, "application/json", json),
+                None => nothing(path),
+            }
+        }
+        path if path.starts_with("/v1/") => {
             text(StatusCode::FORBIDDEN, "only to those who call over loopback, as kubectl port-forward does".to_owned())
         }
         _ => nothing(path),

@@ -21,8 +21,8 @@ impl Pages for Canned {
         format!("# {format:?}\n")
     }
 
-    async fn status(&self, query: &str) -> Option<Vec<u8>> {
-        Some(format!("{{{query}}}").into_bytes())
+    async fn json(&self, path: &str, query: &str) -> Option<Vec<u8>> {
+        (path == "/v1/status").then(|| format!("{{{query}}}").into_bytes())
     }
 }
 

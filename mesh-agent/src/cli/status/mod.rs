@@ -17,7 +17,9 @@ use std::{
 use anyhow::Context;
 
 use super::{
-    FAILED, NO_AGENT, RunDir, duration,
+    FAILED, NO_AGENT, RunDir,
+    cluster::{self, ClusterArgs},
+    duration,
     output::{Format, text::Paint, yaml},
     print,
 };
@@ -28,6 +30,7 @@ Examples:
   mesh-agent status
   mesh-agent status -n shop -o wide
   mesh-agent status --watch 5
+  mesh-agent status --cluster --context production
   mesh-agent status -o json | jq '.pods[] | select(.unaccounted > 0) | .name'
 
 Exit codes: 0 healthy, 1 something is unhealthy (in any namespace), 2 no agent answers.";
@@ -37,6 +40,11 @@ Exit codes: 0 healthy, 1 something is unhealthy (in any namespace), 2 no agent a
 pub(super) struct Args {
     #[command(flatten)]
     run_dir: RunDir,
+    /// Every node of the cluster, by its API server, instead of this node
+    #[arg(long, conflicts_with = "namespace")]
+    pub(super) cluster: bool,
+    #[command(flatten)]
+    reach: ClusterArgs,
     /// Format of the output
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -122,6 +130,12 @@ fn separator(format: Format) -> &'static str {
 }
 
 async fn ask(args: &Args, paint: Paint) -> Report {
+    if args.cluster {
+        return match cluster::status(&args.reach, args.output, paint).await {
+            Ok((out, code)) => Report { out, err: String::new(), code },
+            Err(error) => Report { out: String::new(), err: format!("mesh-agent: {error:#}\n"), code: FAILED },
+        };
+    }
     match client::status(&args.run_dir.run_dir).await {
         Ok(status) => report(&status, args, paint),
         Err(error) => Report { out: String::new(), err: silence(&error, &args.run_dir.run_dir), code: NO_AGENT },
