@@ -72,24 +72,44 @@ impl Agent {
     /// When it does not become ready; its log is shown.
     pub fn start(node: &Node, arguments: &[&str]) -> Self {
         let mut agent = Self::spawn(node, arguments);
+        agent.await_ready();
+        agent
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not become ready; its log is shown.
+    pub fn await_ready(&mut self) {
+        let agent = self;
         within(START, "the agent is ready", || {
             if let Some(status) = agent.child.try_wait().expect("our child") {
                 panic!("the agent ended with {status}:\n{}", agent.log());
             }
             agent.is_ready().then_some(())
         });
-        agent
     }
 
     /// Starts it on the node.
     pub fn spawn(node: &Node, arguments: &[&str]) -> Self {
+        Self::spawn_with(node, Self::command(node, arguments), || {})
+    }
+
+    /// Starts a command line of `run` on the node, after `prepare` has done something to the thread that does it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn_with(node: &Node, mut command: Command, prepare: impl FnOnce() + Send) -> Self {
         let folder = node.folder.path();
         let log = folder.join("agent.log");
         let err = File::options().create(true).append(true).open(&log).expect("scratch space");
-        let mut command = Self::command(node, arguments);
         command.stdout(Stdio::null()).stderr(err).stdin(Stdio::null());
         // A child is born into the namespace of the thread that makes it.
-        let child = node.namespace.run(|| command.spawn()).expect("the agent can be started");
+        let spawn = || {
+            prepare();
+            command.spawn()
+        };
+        let child = node.namespace.run(spawn).expect("the agent can be started");
         Self { child, run_dir: folder.join("run"), bpffs: folder.join("bpf"), log }
     }
 
@@ -136,7 +156,8 @@ impl Agent {
         &self.run_dir
     }
 
-    fn is_ready(&self) -> bool {
+    /// Whether it says so.
+    pub fn is_ready(&self) -> bool {
         let answer = block_on(client::request(&self.run_dir, hyper::Method::GET, "/readyz", ""));
         answer.is_ok_and(|(code, _)| code.is_success())
     }

@@ -25,6 +25,7 @@ pub mod packet;
 pub mod permissions;
 pub mod pki;
 pub mod require;
+pub mod rollout;
 pub mod sandbox;
 pub mod socket;
 pub mod spine;

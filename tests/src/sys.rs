@@ -223,3 +223,69 @@ pub fn lost_packets(socket: &Socket) -> io::Result<u32> {
     };
     if result == 0 { Ok(stats[1]) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Names of capabilities as Kubernetes writes them, each at its number (include/uapi/linux/capability.h).
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// What this thread starts from now on has no other capabilities than these, and gets none (`no_new_privs`), as in a
+/// container. For a thread that ends soon.
+///
+/// # Panics
+/// When one is not known, or the kernel does not allow it.
+pub fn keep_capabilities(kept: &[&str]) {
+    for name in kept {
+        assert!(CAPABILITIES.contains(name), "{name} is no capability");
+    }
+    for (number, name) in CAPABILITIES.iter().enumerate() {
+        if !kept.contains(name) {
+            // SAFETY: prctl(2) of these operations takes numbers, and touches no memory.
+            let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
+            assert_eq!(result, 0, "{name}: {}", io::Error::last_os_error());
+        }
+    }
+    // SAFETY: as above.
+    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}

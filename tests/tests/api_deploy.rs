@@ -7,12 +7,16 @@
     reason = "a test that cannot go on fails"
 )]
 
-use std::time::Duration;
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, Deployment},
-        core::v1::{Namespace, Service, ServiceAccount},
+        core::v1::{Namespace, Pod, Service, ServiceAccount},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
         rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
@@ -21,10 +25,10 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams},
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use mesh_tests::{api::ApiServer, chart, permissions};
+use mesh_tests::{api::ApiServer, chart, permissions, rollout};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -145,6 +149,74 @@ fn no_account_may_do_what_would_give_it_more() {
     }
 }
 
+/// What the tests on a cluster would put there, as far as it can be seen without one.
+#[tokio::test]
+async fn the_tests_on_a_cluster_make_objects_that_are_accepted() {
+    let server = ApiServer::start();
+    let client = client(&server).await;
+    let values = rollout::values("registry:5000/mesh-agent:test", true, Some(("10.0.0.1", "6443")));
+    let objects = chart::objects(rollout::SYSTEM, &values).unwrap();
+    let daemon_set = find(&objects, "DaemonSet", "mesh-agent");
+    is_a::<DaemonSet>(&daemon_set);
+    let container = &daemon_set["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(
+        (&container["image"], &container["imagePullPolicy"]),
+        (&json!("registry:5000/mesh-agent:test"), &json!("Never"))
+    );
+    // Variables are filled in from those before them.
+    let names: Vec<_> = container["env"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names[0], "MESH_AGENT_NODE_NAME");
+    let program = ["/mesh-test-app", "serve"];
+    for pod in [
+        rollout::pod("default", "a", "node1", "i", &program),
+        rollout::node_pod("b", "node1", "i", &program),
+        rollout::node_root_pod("c", "node1", "i", &program),
+    ] {
+        is_a::<Pod>(&pod);
+    }
+    is_a::<Namespace>(&rollout::namespace(rollout::APPS));
+    let namespaces = Api::<Namespace>::all(client.clone());
+    let namespace = serde_json::from_value(rollout::namespace(rollout::APPS)).unwrap();
+    namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+    for (on, says) in [(true, Some("enabled")), (false, None)] {
+        let patch = Patch::Merge(rollout::toggle(on));
+        let toggled = namespaces.patch(rollout::APPS, &PatchParams::default(), &patch).await.unwrap();
+        assert_eq!(toggled.metadata.annotations.unwrap_or_default().get(rollout::TOGGLE).map(String::as_str), says);
+    }
+}
+
+/// The programs that run in the pods of those tests.
+#[test]
+fn the_programs_for_pods_serve_ask_and_say_how_it_went() {
+    let program = || Command::new(env!("CARGO_BIN_EXE_mesh-test-app"));
+    let mut server = program().args(["serve", "--port", "0"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let port = said["serving"].as_str().unwrap().rsplit(':').next().unwrap();
+    let to = format!("127.0.0.1:{port}");
+    let answer = program().args(["get", "--to", &to]).output().unwrap();
+    assert_eq!((answer.status.code(), &*answer.stdout), (Some(0), &b"{\"peer\":\"127.0.0.1\"}\n"[..]));
+    let mut load = program().args(["load", "--to", &to]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(load.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let seen = lines.filter_map(|line| rollout::Load::last(&line)).find(|load| load.ok > 10 && load.kept > 10).unwrap();
+    assert_eq!((seen.failed, seen.reopened), (0, 0), "{seen:?}");
+    for child in [&mut load, &mut server] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let refused = program().args(["get", "--to", &to]).status().unwrap();
+    assert_eq!(refused.code(), Some(3));
+    let there = program().args(["absent", "/no/such/thing", "/proc/self"]).status().unwrap();
+    assert_eq!(there.code(), Some(1));
+}
+
+async fn client(server: &ApiServer) -> Client {
+    let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(server.admin())).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(config).unwrap()
+}
+
 fn policies(client: &Client, kind: &str, plural: &str, version: &str) -> Api<DynamicObject> {
     let gvk = GroupVersionKind::gvk("security.istio.io", version, kind);
     Api::namespaced_with(client.clone(), "default", &ApiResource::from_gvk_with_plural(&gvk, plural))
@@ -160,9 +232,7 @@ fn policy(kind: &str, name: &str, spec: &Value) -> DynamicObject {
 #[tokio::test]
 async fn policies_are_checked_by_their_definitions() {
     let server = ApiServer::start();
-    let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(server.admin())).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-    let client = Client::try_from(config).unwrap();
+    let client = client(&server).await;
     let definitions = Api::<CustomResourceDefinition>::all(client.clone());
     for definition in chart::definitions().unwrap() {
         definitions.create(&PostParams::default(), &serde_json::from_value(definition).unwrap()).await.unwrap();

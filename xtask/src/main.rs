@@ -6,6 +6,7 @@ mod command;
 mod demo;
 mod dist;
 mod ebpf;
+mod image;
 mod lab;
 mod test;
 mod tidy;
@@ -36,6 +37,8 @@ enum Verb {
     Ebpf(ebpf::Args),
     /// Build the release binary with the eBPF object inside, into target/dist
     Dist,
+    /// Write the container image as a file that docker, containerd and kind load
+    Image(image::Args),
     /// Everything that must hold before a merge
     Ci,
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Tidy => tidy::run(),
         Verb::Ebpf(args) => ebpf::run_verb(&args),
         Verb::Dist => dist::run_verb(),
+        Verb::Image(args) => image::run_verb(&args),
         Verb::Ci => ci::run_verb(),
     };
     match outcome {

@@ -29,6 +29,9 @@ pub(super) struct Args {
     /// Clean even though an agent is running
     #[arg(long)]
     force: bool,
+    /// Then wait for SIGTERM: in a container that would be started again
+    #[arg(long)]
+    stay: bool,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
@@ -41,6 +44,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         out.push_str("nothing to clean\n");
     }
     print(&out)?;
+    while args.stay {
+        std::thread::park();
+    }
     Ok(0)
 }
 

@@ -5,6 +5,7 @@ mod ca;
 mod check;
 mod cleanup;
 mod cluster;
+mod container;
 mod duration;
 mod explain;
 mod host;
@@ -68,6 +69,12 @@ enum Command {
     Check(check::Args),
     /// Remove everything an agent left on this node: pins (and so the hooks), socket, lock.
     Cleanup(cleanup::Args),
+    /// Mount a bpffs where there is none: an init container of the DaemonSet.
+    #[command(hide = true)]
+    MountBpffs(container::MountArgs),
+    /// Say whether the agent of this container is in charge: the readiness probe of the DaemonSet.
+    #[command(hide = true)]
+    Probe(container::ProbeArgs),
     /// Explain what is allowed, report what went in plaintext, show certificates.
     Policy(policy::Args),
     /// Explain a reason code, or list all of them.
@@ -115,6 +122,8 @@ pub fn main() -> ExitCode {
         Command::Disable(args) => toggle::disable(*args),
         Command::Check(args) => check::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
+        Command::MountBpffs(args) => container::mount_bpffs(&args),
+        Command::Probe(args) => container::probe(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Explain(args) => explain::run(&args),
     };

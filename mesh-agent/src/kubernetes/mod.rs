@@ -2,8 +2,8 @@
 //! `discovery`'s).
 
 mod client;
-mod service;
 pub mod cluster;
+mod service;
 pub mod writeback;
 
 pub use client::{Access, Error, USER_AGENT};

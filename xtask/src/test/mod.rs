@@ -52,9 +52,12 @@ pub(crate) enum Tier {
     Netns,
     /// Real eBPF programs; needs root, cgroup v2 and the eBPF toolchain
     Kernel,
+    /// A real cluster of nodes, MESH_TEST_KUBECONFIG, with the image MESH_TEST_IMAGE; only where it is named
+    Cluster,
 }
 
 impl Tier {
+    /// All but the one that needs a cluster.
     const ALL: [Self; 5] = [Self::Unit, Self::Direct, Self::Api, Self::Netns, Self::Kernel];
 
     const fn name(self) -> &'static str {
@@ -64,6 +67,7 @@ impl Tier {
             Self::Api => "api",
             Self::Netns => "netns",
             Self::Kernel => "kernel",
+            Self::Cluster => "cluster",
         }
     }
 }
@@ -167,6 +171,12 @@ impl Session<'_> {
                 self.cargo_test(&["-p", "mesh-ebpf", "--lib"]),
                 self.cargo_test(&["-p", "mesh-tests", "--lib"]),
             ],
+            // It says what it does, for minutes, and what is lacking.
+            Tier::Cluster => {
+                let mut command = self.cargo(&["test", "-p", "mesh-tests", "--test", "cluster", "--", "--nocapture"]);
+                command.env(MESH_REQUIRE, self.required);
+                vec![command]
+            }
             Tier::Direct | Tier::Api | Tier::Netns | Tier::Kernel => {
                 let targets = test_targets(tier)?;
                 if targets.is_empty() {
@@ -188,7 +198,7 @@ impl Session<'_> {
         };
         let mut failed = Vec::new();
         for mut command in commands {
-            if let Some(filter) = self.filter {
+            if let Some(filter) = self.filter.filter(|_| tier != Tier::Cluster) {
                 command.args(["--", filter]);
             }
             let shown = show(&command);

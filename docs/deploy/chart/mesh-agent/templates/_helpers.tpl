@@ -11,3 +11,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "mesh-agent.caAddress" -}}
 {{ .Values.ca.address | default (printf "mesh-agent-ca.%s.svc:15012" .Release.Namespace) }}
 {{- end }}
+
+{{- define "mesh-agent.apiServer" -}}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ .Values.apiServer.host | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ .Values.apiServer.port | quote }}
+{{- end }}
