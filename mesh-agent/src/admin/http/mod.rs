@@ -186,7 +186,11 @@ impl From {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens; `[::]` is both families, or IPv4 alone where the kernel has no other.
+///
+/// # Errors
+/// As of bind(2) and listen(2).
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match socket(address) {
         // A kernel booted with ipv6.disable=1.
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.ip().is_unspecified() => {

@@ -12,10 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     duration, host,
@@ -23,6 +20,7 @@ use super::{
     run::trust_domain,
 };
 use crate::{
+    admin::http,
     ca::{
         Lifetimes,
         server::{Limits, Names, Server},
@@ -134,7 +132,7 @@ async fn listen(
     broken: impl Future<Output = anyhow::Error>,
 ) -> anyhow::Result<()> {
     let counts = server.counts();
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+    let listener = http::listen(args.listen).with_context(|| {
         format!("--listen: cannot listen on {}; give an address of this machine and a free port", args.listen)
     })?;
     let address = listener.local_addr().context("--listen")?;
