@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::kubernetes::why;
+
 /// Names the flag or file, and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -37,7 +39,8 @@ pub enum Error {
     },
     /// The API server does not do it.
     #[error(
-        "cannot {doing}: {source}; check that the API server can be reached and that the authority may (docs/KUBERNETES.md)"
+        "cannot {doing}: {}; check that the API server can be reached and that the authority may (docs/IDENTITY.md)",
+        why(.source)
     )]
     Api {
         /// What was tried.

@@ -1,6 +1,9 @@
 //! A client of the API server: from within a pod by its service account, from elsewhere by a kubeconfig.
 
-use std::path::{Path, PathBuf};
+use std::{
+    error::Error as _,
+    path::{Path, PathBuf},
+};
 
 use kube::{
     Client, Config,
@@ -36,6 +39,23 @@ pub enum Error {
     /// What is known of the server cannot be used.
     #[error("the client of the API server cannot be made: {0}")]
     Unusable(#[source] Box<kube::Error>),
+}
+
+/// What went wrong, for people: what the server said, or the error with its causes, of which the outermost says little.
+pub fn why(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return format!("{} ({})", status.message, status.code);
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 impl Access {

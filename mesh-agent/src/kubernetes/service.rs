@@ -16,7 +16,7 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::ListParams};
 use tokio::{sync::OnceCell, time::timeout};
 
-use super::Access;
+use super::{Access, client::why};
 
 /// How long the API server may take to say it.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -91,11 +91,11 @@ impl ServiceAddresses {
         let services: Api<Service> = Api::namespaced(client.clone(), &self.service.namespace);
         // A list of one: agents may list Services anyway.
         let named = ListParams::default().fields(&format!("metadata.name={}", self.service.name));
-        let services = services.list(&named).await.map_err(|error| error.to_string())?;
+        let services = services.list(&named).await.map_err(|error| why(&error))?;
         let service = services.items.first().ok_or("there is no such Service")?;
         let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), &self.service.namespace);
         let selected = ListParams::default().labels(&format!("{SERVICE_NAME}={}", self.service.name));
-        let slices = slices.list(&selected).await.map_err(|error| error.to_string())?;
+        let slices = slices.list(&selected).await.map_err(|error| why(&error))?;
         let random = RandomState::new();
         addresses(service, &slices.items, self.service.port, |address| random.hash_one(address))
     }

@@ -83,7 +83,7 @@ reasons! {
     CaWrongIdentity "ca_wrong_identity" Downstream "The identity that was asked for is not one that this authority vouches for, or not the one in the request." "Check that caller and authority have the same --trust-domain.";
     CaLimited "ca_limited" Downstream "The caller asked for more than its share." "It asks again by itself; if it stays, raise the authority's --node-rate, or see who asks so often.";
     CaExpired "ca_expired" Configuration "The authority's own certificate is not valid now." "Check the clock; renew the root or intermediate that the authority was given.";
-    CaNotReady "ca_not_ready" Upstream "The certificate authority cannot ask the API server now, or does not know yet which pods there are." "It is asked again by itself; if it stays, see the authority's log, its permissions (docs/KUBERNETES.md), and whether the API server answers it.";
+    CaNotReady "ca_not_ready" Upstream "The certificate authority cannot ask the API server now, or does not know yet which pods there are." "It is asked again by itself; if it stays, see the authority's log, its permissions (docs/IDENTITY.md), and whether the API server answers it.";
     CaUnreachable "ca_unreachable" Upstream "The certificate authority does not answer." "Check --ca-address and the network to it; certificates in force stay so until they expire.";
     CaUntrusted "ca_untrusted" Configuration "The certificate authority, or what it issued, is not vouched for by the trust bundle." "Give the authority's roots in --ca-bundle.";
     CaRefused "ca_refused" Upstream "The certificate authority refused." "See its message and its log.";

@@ -21,6 +21,7 @@ use super::{Options, Pods};
 use crate::{
     ca::server::{Authenticating, Authenticator, Caller, Credentials, workload},
     identity::Refusal,
+    kubernetes::why,
     model::{Identity, Reason},
 };
 
@@ -144,7 +145,7 @@ impl Reviews {
         };
         let review = answer
             .unwrap_or_else(|_| Err(kube::Error::Service("no answer in time".into())))
-            .map_err(|error| not_now(error.to_string()))?;
+            .map_err(|error| not_now(why(&error)))?;
         let status = review.status.ok_or_else(|| not_now("the review has no status".to_owned()))?;
         let user = authenticated(&status, &self.audience)?;
         let account = account(user)?;
