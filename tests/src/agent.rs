@@ -90,6 +90,14 @@ impl Agent {
         });
     }
 
+    /// Waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not become so.
+    pub fn await_ready(&self) {
+        within(START, "the agent is ready", || self.is_ready().then_some(()));
+    }
+
     /// Starts it on the node.
     pub fn spawn(node: &Node, arguments: &[&str]) -> Self {
         Self::spawn_with(node, Self::command(node, arguments), || {})
@@ -113,11 +121,14 @@ impl Agent {
         Self { child, run_dir: folder.join("run"), bpffs: folder.join("bpf"), log }
     }
 
-    /// The command line of `run` on the node.
+    /// The command line of `run` on the node, with the node's manifests unless there is another source.
     pub fn command(node: &Node, arguments: &[&str]) -> Command {
         let folder = node.folder.path();
         let mut command = Command::new(binary());
-        command.arg("run").arg("--manifests").arg(node.manifests());
+        command.arg("run");
+        if !arguments.contains(&"--kubernetes") {
+            command.arg("--manifests").arg(node.manifests());
+        }
         command.arg("--run-dir").arg(folder.join("run")).arg("--bpffs").arg(folder.join("bpf"));
         if !arguments.iter().any(|argument| argument.starts_with("--ca-")) {
             command.arg("--ca-root").arg(&node.ca_root);

@@ -275,7 +275,47 @@ fn policies_that_are_not_there_may_come_and_go() {
         let mesh = fixture.until("it is told", |mesh| !mesh.problems.is_empty()).await;
         assert_eq!(&*mesh.problems[0].object, "AuthorizationPolicy shop/odd");
         assert!(find(&mesh, "web").unwrap().policy.has_authorizations());
+        // The definition is deleted, and all policies of the kind with it.
+        assert!(fixture.server.remove(
+            "apiextensions.k8s.io/v1",
+            "CustomResourceDefinition",
+            "",
+            "authorizationpolicies.security.istio.io"
+        ));
+        fixture.server.cut_watches(Cut::Clean);
+        let mesh = fixture.until("it is gone", |mesh| mesh.source.absent == ["AuthorizationPolicy"]).await;
+        assert!(!find(&mesh, "web").unwrap().policy.has_authorizations());
+        assert_eq!(find(&mesh, "web").unwrap().mode, Mode::Strict, "the other kind is as it was");
     });
+}
+
+#[test]
+fn a_check_asks_for_all_that_is_read() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let kubeconfig = folder.path().join("kubeconfig");
+    let server = source::server();
+    std::fs::write(&kubeconfig, server.kubeconfig(TOKEN)).unwrap();
+    let check = |node: &str| -> (String, String) {
+        let mut command = std::process::Command::new(mesh_tests::agent::binary());
+        command.args(["check", "-o", "json", "--node-name", node, "--kubernetes", "--kubeconfig"]).arg(&kubeconfig);
+        let report: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        let all = report["checks"].as_array().unwrap();
+        let check = all.iter().find(|check| check["name"] == "API server").unwrap();
+        let text = |key: &str| check[key].as_str().unwrap().to_owned();
+        (text("outcome"), text("found"))
+    };
+    let (outcome, found) = check(NODE);
+    assert_eq!(outcome, "ok", "{found}");
+    assert!(found.ends_with("not there: peerauthentications, authorizationpolicies"), "{found}");
+    assert!(server.requests().iter().all(|r| matches!(&*r.verb, "list" | "watch")), "{:?}", server.requests());
+    let (outcome, found) = check("another");
+    assert_eq!(outcome, "fail");
+    assert!(found.ends_with("has no Node \"another\""), "{found}");
+    define(&server);
+    permit(&server, &["peerauthentications"]);
+    let (outcome, found) = check(NODE);
+    assert_eq!(outcome, "fail");
+    assert!(found.contains("authorizationpolicies") && found.contains("forbidden"), "{found}");
 }
 
 #[test]

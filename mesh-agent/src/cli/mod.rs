@@ -129,17 +129,15 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(code) => ExitCode::from(code),
-        Err(error) => match error.downcast_ref::<clap::Error>() {
+        Err(error) => {
             // What the options say each is well, and together not.
-            Some(usage) => {
+            if let Some(usage) = error.downcast_ref::<clap::Error>() {
                 let _closed = usage.print();
-                ExitCode::from(USAGE)
+                return ExitCode::from(USAGE);
             }
-            None => {
-                let _closed = writeln!(io::stderr(), "mesh-agent: {error:#}");
-                ExitCode::from(FAILED)
-            }
-        },
+            let _closed = writeln!(io::stderr(), "mesh-agent: {error:#}");
+            ExitCode::from(FAILED)
+        }
     }
 }
 

@@ -22,23 +22,23 @@ pub struct Access {
     pub context: Option<String>,
 }
 
-/// Why there is no client.
+/// Why there is no client. Causes are in the message: the library repeats them.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kubeconfig cannot be used.
-    #[error("the kubeconfig {path} cannot be used: {source}; give another one with --kubeconfig")]
+    #[error("the kubeconfig {path} cannot be used: {why}; give another one with --kubeconfig")]
     Kubeconfig {
         /// Where it is.
         path: PathBuf,
         /// What is wrong with it.
-        source: Box<kube::config::KubeconfigError>,
+        why: Box<kube::config::KubeconfigError>,
     },
     /// Neither a service account nor a kubeconfig.
     #[error("no API server is known: {0}; run in a pod with a service account, or give --kubeconfig FILE")]
-    Nowhere(#[source] Box<kube::config::InferConfigError>),
+    Nowhere(Box<kube::config::InferConfigError>),
     /// What is known of the server cannot be used.
     #[error("the client of the API server cannot be made: {0}")]
-    Unusable(#[source] Box<kube::Error>),
+    Unusable(Box<kube::Error>),
 }
 
 /// What went wrong, for people: what the server said, or the error with its causes, of which the outermost says little.
@@ -108,6 +108,6 @@ impl Access {
     }
 }
 
-fn unusable(path: &Path, source: kube::config::KubeconfigError) -> Error {
-    Error::Kubeconfig { path: path.to_owned(), source: Box::new(source) }
+fn unusable(path: &Path, why: kube::config::KubeconfigError) -> Error {
+    Error::Kubeconfig { path: path.to_owned(), why: Box::new(why) }
 }

@@ -253,7 +253,9 @@ impl ApiServer {
         let mut state = self.shared.state();
         let object = json!({"apiVersion": api_version, "kind": kind});
         let kind = known(state.find_kind(&object), &object);
-        state.store.remove(&kind, &Key::new(namespace, name)).is_some()
+        let Some(removed) = state.store.remove(&kind, &Key::new(namespace, name)) else { return false };
+        super::crd::removed(&mut state, &kind, &removed.value());
+        true
     }
 
     /// An object, if it is there.

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// How long the server may take to begin an answer, and to go on with one that is not a watch without news.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Most bytes of a line: the largest object that a server stores is 3 MiB.
 const LONGEST_LINE: usize = 16 << 20;
 /// Most bytes of an answer that is read as a whole.

@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    hash::{BuildHasher, Hash, RandomState},
+    sync::{Arc, LazyLock},
 };
 
 use crate::{
@@ -19,8 +19,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Arrived {
     name: ObjectName,
-    /// Stands for `metadata.uid`: another object of the same name has another.
-    uid: u64,
+    version: Version,
     /// `None`: it cannot be used.
     object: Option<Arc<Object>>,
     /// What is in force instead while no good version of it is known.
@@ -28,12 +27,25 @@ pub(super) struct Arrived {
     problems: Vec<Problem>,
 }
 
+/// What tells an object from others of its name, and its contents from other contents, as far as they are kept. Hashes: the
+/// index has the object, and nothing of a large cluster is to be had twice. Keyed, so that nobody can make two alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    uid: u64,
+    contents: u64,
+}
+
+impl Version {
+    pub(super) fn of(uid: Option<&str>, contents: &impl Hash) -> Self {
+        static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self { uid: KEYS.hash_one(uid), contents: KEYS.hash_one(contents) }
+    }
+}
+
 impl Arrived {
-    pub(super) fn new(served: Served, uid: Option<Box<str>>) -> Self {
+    pub(super) fn new(served: Served, version: Version) -> Self {
         let Served { name, object, otherwise, problems } = served;
-        let mut hasher = DefaultHasher::new();
-        uid.hash(&mut hasher);
-        Self { name, uid: hasher.finish(), object, otherwise, problems }
+        Self { name, version, object, otherwise, problems }
     }
 }
 
@@ -55,10 +67,19 @@ struct Collection {
 
 #[derive(Debug)]
 struct Held {
-    uid: u64,
-    object: Option<Arc<Object>>,
-    /// It was read from the object itself.
-    is_good: bool,
+    version: Version,
+    state: State,
+}
+
+/// What is in force of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A good version of it, the last one.
+    Good,
+    /// What stands for it while no good version is known.
+    Otherwise,
+    /// Nothing.
+    Nothing,
 }
 
 impl Store {
@@ -85,33 +106,29 @@ impl Store {
 
     /// Takes in an object.
     pub(super) fn put(&mut self, kind: Kind, arrived: Arrived, changes: &mut Vec<Change>) {
-        let Arrived { name, uid, object, otherwise, problems } = arrived;
+        let Arrived { name, version, object, otherwise, problems } = arrived;
         let collection = self.kinds.entry(kind).or_default();
         if let Some(listed) = &mut collection.listed {
             listed.insert(name.clone());
         }
         let before = collection.held.get(&name);
-        let (object, is_good) = match (object, before) {
-            (Some(object), _) => (Some(object), true),
-            (None, Some(before)) if before.is_good && before.uid == uid => (before.object.clone(), true),
-            (None, _) => (otherwise, false),
-        };
+        if before.is_some_and(|before| before.version == version) {
+            return;
+        }
         let key = Key { kind, name: name.clone() };
-        let object = match (before.and_then(|before| before.object.as_ref()), object) {
-            // The very same, so that whoever compares has it easy.
-            (Some(before), Some(object)) if **before == *object => Some(Arc::clone(before)),
-            (_, Some(object)) => {
-                let loaded = Loaded { key: key.clone(), object: Arc::clone(&object), location: Location::default() };
-                changes.push(Change::Put(loaded));
-                Some(object)
-            }
-            (Some(_), None) => {
-                changes.push(Change::Remove(key.clone()));
-                None
-            }
-            (None, None) => None,
+        let was_good = before.is_some_and(|before| before.state == State::Good && before.version.uid == version.uid);
+        let was_there = before.is_some_and(|before| before.state != State::Nothing);
+        let (state, object) = match object {
+            Some(object) => (State::Good, Some(object)),
+            None if was_good => (State::Good, None),
+            None => (if otherwise.is_some() { State::Otherwise } else { State::Nothing }, otherwise),
         };
-        collection.held.insert(name, Held { uid, object, is_good });
+        if let Some(object) = object {
+            changes.push(Change::Put(Loaded { key: key.clone(), object, location: Location::default() }));
+        } else if state == State::Nothing && was_there {
+            changes.push(Change::Remove(key.clone()));
+        }
+        collection.held.insert(name, Held { version, state });
         self.has_other_problems |= if problems.is_empty() {
             self.problems.remove(&key).is_some()
         } else {
@@ -123,7 +140,7 @@ impl Store {
     pub(super) fn delete(&mut self, kind: Kind, name: &ObjectName, changes: &mut Vec<Change>) {
         let collection = self.kinds.entry(kind).or_default();
         let key = Key { kind, name: name.clone() };
-        if collection.held.remove(name).is_some_and(|held| held.object.is_some()) {
+        if collection.held.remove(name).is_some_and(|held| held.state != State::Nothing) {
             changes.push(Change::Remove(key.clone()));
         }
         self.has_other_problems |= self.problems.remove(&key).is_some();
@@ -141,11 +158,85 @@ impl Store {
 
     /// Number of objects in force.
     pub(super) fn len(&self) -> usize {
-        self.kinds.values().flat_map(|kind| kind.held.values()).filter(|held| held.object.is_some()).count()
+        self.kinds.values().flat_map(|kind| kind.held.values()).filter(|held| held.state != State::Nothing).count()
     }
 
     /// Whether none of a kind is known.
     pub(super) fn is_empty(&self, kind: Kind) -> bool {
         self.kinds.get(&kind).is_none_or(|kind| kind.held.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::{kubernetes::trim, parse, yaml::Node};
+
+    /// A namespace whose annotation says this.
+    fn arrived(uid: &str, mesh: &str) -> Arrived {
+        let text = format!(r#"{{"metadata":{{"name":"shop","annotations":{{"mesh-agent.io/mesh":"{mesh}"}}}}}}"#);
+        let node: Node = trim::read(text.as_bytes(), trim::Keep::All).unwrap();
+        Arrived::new(parse::served(Kind::Namespace, &node).unwrap(), Version::of(Some(uid), &node))
+    }
+
+    #[derive(Default)]
+    struct Stored {
+        store: Store,
+        changes: Vec<Change>,
+    }
+
+    impl Stored {
+        fn put(&mut self, uid: &str, mesh: &str) -> &mut Self {
+            self.store.put(Kind::Namespace, arrived(uid, mesh), &mut self.changes);
+            self
+        }
+
+        /// What changed since the last look, how many are in force, and with how many problems.
+        fn look(&mut self) -> (Vec<&'static str>, usize, usize) {
+            let say = |change: Change| match change {
+                Change::Put(_) => "put",
+                Change::Remove(_) => "remove",
+            };
+            (self.changes.drain(..).map(say).collect(), self.store.len(), self.store.problems().count())
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_a_change() {
+        let mut stored = Stored::default();
+        assert_eq!(stored.put("1", "enabled").look(), (vec!["put"], 1, 0));
+        assert_eq!(stored.put("1", "enabled").look(), (vec![], 1, 0));
+        assert_eq!(stored.put("1", "disabled").look(), (vec!["put"], 1, 0));
+    }
+
+    #[test]
+    fn a_bad_version_keeps_the_good_one_of_the_same_object() {
+        let mut stored = Stored::default();
+        assert_eq!(stored.put("1", "perhaps").look(), (vec![], 0, 1));
+        assert_eq!(stored.put("1", "enabled").look(), (vec!["put"], 1, 0));
+        assert_eq!(stored.put("1", "perhaps").look(), (vec![], 1, 1));
+        assert_eq!(stored.put("1", "maybe").look(), (vec![], 1, 1));
+        assert_eq!(stored.put("1", "enabled").look(), (vec!["put"], 1, 0));
+        // Another object of that name.
+        assert_eq!(stored.put("2", "perhaps").look(), (vec!["remove"], 0, 1));
+    }
+
+    #[test]
+    fn a_list_ends_what_is_not_in_it_and_a_broken_one_nothing() {
+        let kind = Kind::Namespace;
+        let mut stored = Stored::default();
+        stored.put("1", "enabled").look();
+        stored.store.list(kind);
+        assert_eq!(stored.look(), (vec![], 1, 0));
+        stored.put("1", "enabled");
+        // It begins anew: what was in the first does not count.
+        stored.store.list(kind);
+        stored.store.synced(kind, &mut stored.changes);
+        assert_eq!(stored.look(), (vec!["remove"], 0, 0));
+        // Changes between lists end nothing.
+        stored.put("1", "perhaps").store.synced(kind, &mut Vec::new());
+        assert_eq!(stored.look(), (vec![], 0, 1));
+        stored.store.clear(kind, &mut stored.changes);
+        assert_eq!(stored.look(), (vec![], 0, 0));
     }
 }

@@ -17,7 +17,7 @@ use super::{
     failure::{Failure, Refusal},
     request::{Lines, whole},
     resource::{Resource, encoded},
-    store::Arrived,
+    store::{Arrived, Version},
     trim::{self, Keep},
 };
 use crate::{
@@ -181,8 +181,9 @@ impl Watch {
             let kind = Field::root(&event);
             let kind = kind.get("type").text().ok().flatten().unwrap_or_default().to_owned();
             let Some(object) = object else { return Err(Failure::Malformed(format!("{kind} of nothing"))) };
+            let version = version(&object);
             match &*kind {
-                "ADDED" | "MODIFIED" => self.put(&object).await,
+                "ADDED" | "MODIFIED" => self.put(object).await,
                 "DELETED" => match parse::served_name(self.resource.kind, &object) {
                     Ok(name) => self.tell(Event::Delete(name)).await,
                     Err(error) => self.nameless(&error.message),
@@ -197,8 +198,8 @@ impl Watch {
                 _ => {}
             }
             // A list that was not told to its end is none.
-            if let (false, Some(version)) = (is_list, version(&object)) {
-                self.version = Some(version);
+            if !is_list && version.is_some() {
+                self.version = version;
             }
         }
     }
@@ -221,7 +222,7 @@ impl Watch {
                 self.tell(Event::Listing).await;
             }
             if let Some(Node { value: Value::Sequence(items), .. }) = take(&mut page, "items") {
-                for item in &items {
+                for item in items {
                     self.put(item).await;
                 }
             }
@@ -240,9 +241,16 @@ impl Watch {
         }
     }
 
-    async fn put(&self, object: &Node) {
-        match parse::served(self.resource.kind, object) {
-            Ok(served) => self.tell(Event::Put(Arrived::new(served, uid(object)))).await,
+    async fn put(&self, mut object: Node) {
+        if let Some(metadata) = get_mut(&mut object, "metadata") {
+            // It rises with what is not kept, too.
+            take(metadata, "resourceVersion");
+        }
+        match parse::served(self.resource.kind, &object) {
+            Ok(served) => {
+                let version = Version::of(uid(&object).as_deref(), &object);
+                self.tell(Event::Put(Arrived::new(served, version))).await;
+            }
             Err(error) => self.nameless(&error.message),
         }
     }
@@ -284,6 +292,11 @@ fn take(node: &mut Node, key: &str) -> Option<Node> {
     let Value::Mapping(entries) = &mut node.value else { return None };
     let at = entries.iter().position(|entry| &*entry.key == key)?;
     Some(entries.swap_remove(at).node)
+}
+
+fn get_mut<'a>(node: &'a mut Node, key: &str) -> Option<&'a mut Node> {
+    let Value::Mapping(entries) = &mut node.value else { return None };
+    entries.iter_mut().find(|entry| &*entry.key == key).map(|entry| &mut entry.node)
 }
 
 pub(super) fn version(object: &Node) -> Option<String> {
