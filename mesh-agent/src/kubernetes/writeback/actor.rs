@@ -1,7 +1,7 @@
 //! Writes what has changed: merge patches one after another, retried later where the server would not have them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,7 +28,8 @@ const WRITE_EVERY: Duration = Duration::from_millis(50);
 /// Events at once, and then one so often, of all pods together.
 const EVENTS: u32 = 10;
 const EVENT_EVERY: Duration = Duration::from_secs(10);
-/// How long a problem of a pod that comes and goes is not told again.
+/// How long a problem of a pod that comes and goes is not told again. Longer than the recorder remembers its Events: it
+/// would patch them, which the agent may not.
 const RETELL: Duration = Duration::from_mins(10);
 /// Pause after a failure, and the longest one.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -80,7 +81,7 @@ struct Actor {
     node: String,
     held: BTreeMap<ObjectName, Held>,
     /// Problems that Events were made of, and when.
-    told: BTreeMap<ObjectName, (Reason, Instant)>,
+    told: BTreeMap<(ObjectName, Reason), Instant>,
     writes: Bucket,
     events: Bucket,
 }
@@ -135,7 +136,7 @@ impl Actor {
 
     /// Writes what differs; whether nothing is left to be written.
     async fn write(&mut self, reports: &[Report]) -> bool {
-        let names: std::collections::BTreeSet<&ObjectName> = reports.iter().map(|report| &report.name).collect();
+        let names: BTreeSet<&ObjectName> = reports.iter().map(|report| &report.name).collect();
         self.held.retain(|name, _| names.contains(name));
         let mut is_done = true;
         for change in changes(reports, &self.held, &Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()) {
@@ -182,9 +183,10 @@ impl Actor {
 
     async fn tell(&mut self, reports: &[Report]) {
         let now = Instant::now();
-        self.told.retain(|_, (_, at)| now.saturating_duration_since(*at) < RETELL);
-        let told = self.told.iter().map(|(name, (reason, _))| (name.clone(), *reason)).collect();
-        for (report, reason, message) in news(reports, &told) {
+        self.told.retain(|_, at| now.saturating_duration_since(*at) < RETELL);
+        let told: BTreeSet<_> = self.told.keys().cloned().collect();
+        let was_told = |name: &ObjectName, reason| told.contains(&(name.clone(), reason));
+        for (report, reason, message) in news(reports, &was_told) {
             if !self.events.take(now) {
                 tracing::debug!(pod = %report.name, reason = reason.code(), "no Event: there were too many");
                 return;
@@ -202,7 +204,7 @@ impl Actor {
                 Err(error) => failed("an Event cannot be written", &error),
             }
             // Told or not: it is in the status and in the log; Events are not worth a retry.
-            self.told.insert(report.name.clone(), (reason, now));
+            self.told.insert((report.name.clone(), reason), now);
         }
     }
 }

@@ -139,13 +139,13 @@ fn is_object_uid(uid: &PodUid) -> bool {
     uid.as_str().contains('-')
 }
 
-/// The problems that an Event is to be made of: those that were not there before.
+/// The problems that an Event is to be made of: those that were not told lately.
 fn news<'a>(
     reports: &'a [Report],
-    told: &'a BTreeMap<ObjectName, Reason>,
+    was_told: &'a impl Fn(&ObjectName, Reason) -> bool,
 ) -> impl Iterator<Item = (&'a Report, Reason, &'a str)> {
-    reports.iter().filter(|report| report.enrolled || report.problem.is_some()).filter_map(|report| {
+    reports.iter().filter_map(|report| {
         let (reason, message) = report.problem.as_ref()?;
-        (told.get(&report.name) != Some(reason)).then_some((report, *reason, message.as_str()))
+        (!was_told(&report.name, *reason)).then_some((report, *reason, message.as_str()))
     })
 }
