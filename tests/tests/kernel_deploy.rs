@@ -22,7 +22,7 @@ use mesh_agent::model::PodState;
 use mesh_tests::{
     Agent, App, Cluster, Node, Pod,
     agent::{binary, kernel_tier},
-    api::{ApiServer, Options},
+    api::{ApiServer, Effect, Fault, Options},
     chart, eventually,
     kubelet::{Driver, Kubelet, PodCgroup, uid},
     node::NAMESPACE,
@@ -187,6 +187,10 @@ impl Fixture {
     fn start() -> Self {
         let cluster = Cluster::new();
         let server = api_server(&cluster);
+        // One agent is told that lists are not streamed, as by older servers: it lists.
+        for path in ["/namespaces", "/nodes", "/peerauthentications", "/authorizationpolicies"] {
+            server.fault(Fault::new("watch", path, Effect::Refuse { code: 422, retry_after: None }).times(1));
+        }
         let authority = start_authority(&server, &cluster, &[]);
         let mut agents: Vec<_> =
             [1, 2].into_iter().map(|number| start_agent(&server, &cluster, number, &capabilities())).collect();
