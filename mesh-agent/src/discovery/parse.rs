@@ -195,14 +195,14 @@ fn object(root: &Field<'_>, key: &Key, notes: &mut Vec<FieldError>) -> Result<Ob
     let metadata = root.mapping("metadata")?;
     let settings = annotations::settings(&metadata, key.kind)?;
     Ok(match key.kind {
-        Kind::Namespace => Object::Namespace(settings),
+        Kind::Namespace => Object::Namespace(Arc::new(settings)),
         Kind::ServiceAccount => Object::ServiceAccount,
         Kind::Pod => {
             let spec = root.mapping("spec")?;
             let status = root.mapping("status")?;
             let phase = status.get("phase");
             Object::Pod(Pod {
-                settings,
+                settings: Arc::new(settings),
                 uid: pod_uid(&metadata)?,
                 labels: security::labels(&metadata.get("labels"))?,
                 service_account: service_account(&spec)?.into(),
