@@ -3,7 +3,6 @@
 #![expect(clippy::expect_used, reason = "a bench that cannot be set up has to stop")]
 
 use std::{
-    collections::HashMap,
     hint::black_box,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -13,9 +12,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use mesh_agent::{
     balance,
     model::{
-        Action, Authorization, DEFAULT_TRUST_DOMAIN, Destination, Endpoint, Identity, InboundPolicy, Mesh, Mode, Node,
-        ObjectName, OrigDst, Pattern, Rule, Service, ServicePort, Source, Target, TrafficDistribution, Values,
-        Workload,
+        Action, Authorization, DEFAULT_TRUST_DOMAIN, Endpoint, Identity, InboundPolicy, Mesh, Mode, Node, ObjectName,
+        OrigDst, Pattern, Rule, Service, ServicePort, SharedMap, Source, Target, TrafficDistribution, Values, Workload,
     },
     policy::{self, Client, Peer},
     proxy::direct,
@@ -26,13 +24,13 @@ const SERVICES: u16 = 5_000;
 const ENDPOINTS: u8 = 10;
 
 fn mesh() -> Mesh {
-    let mut destinations = HashMap::new();
+    let mut destinations = SharedMap::default();
     for service in 0..SERVICES {
         let [high, low] = service.to_be_bytes();
         let endpoints: Vec<Endpoint> = (0..ENDPOINTS).map(|n| endpoint(high, low, n)).collect();
         for endpoint in &endpoints {
             let target = Target::Workload(Arc::clone(endpoint.workload.as_ref().expect("made so")));
-            destinations.insert(endpoint.address, Destination { target, generation: 1 });
+            destinations.insert(endpoint.address, target);
         }
         let address = IpAddr::from([10, 96, high, low]);
         let port =
@@ -43,7 +41,7 @@ fn mesh() -> Mesh {
             ports: vec![port],
             distribution: TrafficDistribution::Any,
         };
-        destinations.insert(address, Destination { target: Target::Service(Arc::new(service)), generation: 1 });
+        destinations.insert(address, Target::Service(Arc::new(service)));
     }
     Mesh { node: Node { name: "n1".into(), ..Node::default() }, destinations, ..Mesh::default() }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use mesh_agent::{
     model::{
-        Destination, Endpoint, Mesh, Mode, Node, ObjectName, OrigDst, Reachable, Reason, Service, ServicePort, Target,
+        Endpoint, Mesh, Mode, Node, ObjectName, OrigDst, Reachable, Reason, Service, ServicePort, Target,
         TrafficDistribution, Workload,
     },
     net::netns::Netns,
@@ -226,13 +226,15 @@ pub fn workload(called: &str, address: IpAddr, mode: Mode) -> Arc<Workload> {
 pub fn mesh(address: IpAddr, mode: Mode) -> Mesh {
     let client = workload(CLIENT, Ipv4Addr::new(192, 0, 2, 1).into(), mode);
     let server = workload(SERVER, address, mode);
-    Mesh {
+    let mut mesh = Mesh {
         version: 1,
         node: Node { name: "node-1".into(), ..Node::default() },
-        destinations: [(address, Destination { target: Target::Workload(Arc::clone(&server)), generation: 1 })].into(),
-        workloads: [client, server].map(|workload| (workload.name.clone(), workload)).into(),
+        destinations: [(address, Target::Workload(Arc::clone(&server)))].into(),
         ..Mesh::default()
-    }
+    };
+    mesh.put(client);
+    mesh.put(server);
+    mesh
 }
 
 /// Adds a service at `address` to the mesh, with endpoints that no pod is known of.
@@ -253,7 +255,7 @@ pub fn with_service(mut mesh: Mesh, address: SocketAddr, endpoints: &[SocketAddr
         ports: vec![ServicePort { port: address.port(), name: "".into(), endpoints, list: 9 }],
         distribution: TrafficDistribution::Any,
     });
-    mesh.destinations.insert(address.ip(), Destination { target: Target::Service(service), generation: 2 });
+    mesh.destinations.insert(address.ip(), Target::Service(service));
     mesh
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_agent::{
-    model::{Destination, Identity, Mesh, Mode, Node, Target, Workload},
+    model::{Identity, Mesh, Mode, Node, Target, Workload},
     proxy::{Certificates, Config, hbone},
 };
 
@@ -59,16 +59,16 @@ pub fn mesh(here: &str, server: IpAddr) -> Mesh {
     };
     let client = on(CLIENT, CLIENT_ADDRESS, "node-1");
     let server = on(SERVER, server, "node-2");
-    let known = |workload: &Arc<Workload>| {
-        (workload.addresses[0], Destination { target: Target::Workload(Arc::clone(workload)), generation: 1 })
-    };
-    Mesh {
+    let known = |workload: &Arc<Workload>| (workload.addresses[0], Target::Workload(Arc::clone(workload)));
+    let mut mesh = Mesh {
         version: 1,
         node: Node { name: here.into(), ..Node::default() },
         destinations: [known(&client), known(&server)].into(),
-        workloads: [client, server].map(|workload| (workload.name.clone(), workload)).into(),
         ..Mesh::default()
-    }
+    };
+    mesh.put(client);
+    mesh.put(server);
+    mesh
 }
 
 impl Default for Twin {

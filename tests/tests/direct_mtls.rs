@@ -178,7 +178,7 @@ fn somebody_else_at_the_address_gets_nothing() {
     let server = mesh.workload_at(twin.at).unwrap();
     let expected =
         mesh_agent::model::Workload { identity: Arc::new(twin::identity("somebody-else")), ..server.as_ref().clone() };
-    mesh.destinations.get_mut(&twin.at).unwrap().target = mesh_agent::model::Target::Workload(Arc::new(expected));
+    mesh.destinations.insert(twin.at, mesh_agent::model::Target::Workload(Arc::new(expected)));
     twin.client.mesh.send_replace(Arc::new(mesh));
     eventually("the snapshot is in force", || {
         let mut stream = twin.client.try_connect(app.address).ok()?;

@@ -35,6 +35,6 @@ impl Certificates for Kept {
 
 /// Whose certificates this node needs: those of the workloads that this agent governs, and nobody else's.
 pub(super) fn needed(mesh: &Mesh) -> BTreeSet<Identity> {
-    let own = mesh.workloads.values().filter(|workload| policy::is_governed(mesh, workload));
+    let own = mesh.local.values().filter(|workload| policy::is_governed(mesh, workload));
     own.map(|workload| Identity::clone(&workload.identity)).collect()
 }

@@ -22,7 +22,7 @@ use super::{
     status::{self, Watched},
 };
 use crate::{
-    datapath::{Attempt, Datapath},
+    datapath::{self, Attempt, Datapath},
     explain,
     identity::Identities,
     kubernetes::writeback,
@@ -75,7 +75,6 @@ pub(super) struct Control {
     held: Arc<Held>,
     identities: Arc<Identities>,
     snapshots: watch::Sender<Arc<Mesh>>,
-    generations: Vec<u32>,
 }
 
 impl Control {
@@ -87,7 +86,6 @@ impl Control {
     ) -> Self {
         let Parts { datapath, mut workers, held, identities, revocations, feed } = parts;
         let pods = Pods::new(&datapath, options.direct, options.keepalive);
-        let generations = datapath.generations();
         let feeds = workers.iter_mut().filter_map(|worker| worker.audit.take()).collect();
         Self {
             options,
@@ -104,7 +102,6 @@ impl Control {
             held,
             identities,
             snapshots,
-            generations,
             answers,
             feed,
         }
@@ -167,8 +164,9 @@ impl Control {
                         self.mesh = mesh;
                         continue;
                     }
-                    self.put_in_force(&mesh);
-                    next = self.pods.tend(&mut self.datapath, &self.workers);
+                    if self.put_in_force(&mesh) {
+                        next = self.pods.tend(&mut self.datapath, &self.workers);
+                    }
                 }
                 () = settled => next = self.pods.tend(&mut self.datapath, &self.workers),
                 Some(question) = asked.recv() => {
@@ -198,20 +196,28 @@ impl Control {
     }
 
     /// The order matters: first the kernel forgets what the former state allowed, then workers decide on the new one,
-    /// then pods are disarmed and armed.
-    fn put_in_force(&mut self, mesh: &Arc<Mesh>) {
+    /// then pods are disarmed and armed. Only what differs is looked at: most changes are of other nodes. Returns whether
+    /// pods of this node were.
+    fn put_in_force(&mut self, mesh: &Arc<Mesh>) -> bool {
         let first = self.mesh.version == 0;
-        if let Err(error) = self.datapath.set_generations(&mut self.generations, &mesh.generations) {
+        if let Err(error) = self.set_generations(mesh) {
             tracing::error!(%error, "generations cannot be written; the former snapshot stays in force");
-            return;
+            return false;
         }
-        self.identities.want(&certificates::needed(mesh));
-        self.snapshots.send_replace(Arc::clone(mesh));
         let before = std::mem::replace(&mut self.mesh, Arc::clone(mesh));
-        self.refresh_node_addresses();
-        // Namespaces that are gone first: another of the same name may be there already.
-        self.pods.tend(&mut self.datapath, &self.workers);
-        self.pods.reconcile(&mut self.datapath, &self.workers, mesh);
+        let concerns_pods = first || !mesh.local.is_same(&before.local) || mesh.netns != before.netns;
+        if concerns_pods {
+            self.identities.want(&certificates::needed(mesh));
+        }
+        self.snapshots.send_replace(Arc::clone(mesh));
+        if first || mesh.node != before.node {
+            self.refresh_node_addresses();
+        }
+        if concerns_pods {
+            // Namespaces that are gone first: another of the same name may be there already.
+            self.pods.tend(&mut self.datapath, &self.workers);
+            self.pods.reconcile(&mut self.datapath, &self.workers, mesh);
+        }
         // After the agent's own connections, which workers end.
         if policy::may_differ(&before, mesh) {
             self.revocations.review(mesh);
@@ -227,6 +233,22 @@ impl Control {
                 "ready"
             );
         }
+        concerns_pods
+    }
+
+    fn set_generations(&mut self, mesh: &Mesh) -> Result<(), datapath::Error> {
+        if self.mesh.version > 0 {
+            let differences = mesh.generations.differences(&self.mesh.generations);
+            let changed = differences.into_iter().map(|(slot, _, now)| (*slot, now.copied().unwrap_or(0)));
+            return self.datapath.set_generations(changed);
+        }
+        // The kernel may hold those of an earlier agent.
+        let known = self.datapath.generations();
+        let wanted = (0..).zip(known).filter_map(|(slot, known)| {
+            let wanted = mesh.generation(slot);
+            (wanted != known).then_some((slot, wanted))
+        });
+        self.datapath.set_generations(wanted)
     }
 
     /// Pods have come or gone, or their networks.

@@ -14,7 +14,7 @@ use mesh_common::{Counters, INBOUND_PORT, OUTBOUND_PORT};
 use super::{networks::Networks, pending::Pending};
 use crate::{
     datapath::{Datapath, Listeners, Slot, WorkloadConfig},
-    model::{Identity, Location, Mesh, ObjectName, PodUid, Problem, Reason, Severity, Workload},
+    model::{Exclusions, Identity, Location, Mesh, ObjectName, PodUid, Problem, Reason, Severity, SharedMap, Workload},
     net::{
         listen::{limbo, listen},
         netns,
@@ -84,9 +84,9 @@ pub(super) struct Pods {
     pub(super) pending: HashMap<PodUid, Pending>,
     /// Those that may have to be marked as pending: after those that have to be armed.
     pub(super) to_mark: VecDeque<Arc<Workload>>,
-    /// Workloads of this node that are known by their UID, of the snapshot with this version.
+    /// Workloads of this node that are known by their UID, of these.
     pub(super) by_uid: HashMap<PodUid, Arc<Workload>>,
-    version: u64,
+    local: SharedMap<ObjectName, Arc<Workload>>,
     /// The last pod whose addresses were looked at.
     refreshed: Option<ObjectName>,
     adopted: HashMap<u64, Slot>,
@@ -105,7 +105,7 @@ impl Pods {
             pending: HashMap::new(),
             to_mark: VecDeque::new(),
             by_uid: HashMap::new(),
-            version: 0,
+            local: SharedMap::default(),
             refreshed: None,
             adopted,
             generation: 0,
@@ -117,7 +117,7 @@ impl Pods {
     /// Brings the kernel in line with the snapshot: disarms first, then arms.
     pub(super) fn reconcile(&mut self, datapath: &mut Datapath, workers: &[WorkerHandle], mesh: &Mesh) {
         let wanted: BTreeMap<&ObjectName, &Arc<Workload>> =
-            mesh.workloads.iter().filter(|(_, workload)| self.should_be_armed(mesh, workload)).collect();
+            mesh.local.iter().filter(|(_, workload)| self.should_be_armed(mesh, workload)).collect();
         let leaving: Vec<ObjectName> = self
             .enrolled
             .iter()
@@ -131,10 +131,10 @@ impl Pods {
             self.disarm(datapath, &name);
         }
         self.failed.retain(|name, _| wanted.contains_key(name));
-        if self.version != mesh.version {
-            self.version = mesh.version;
-            let here = mesh.workloads.values().filter(|workload| workload.is_on(&mesh.node.name));
-            self.by_uid = here.filter_map(|workload| Some((workload.uid.clone()?, Arc::clone(workload)))).collect();
+        if !self.local.is_same(&mesh.local) {
+            self.local = mesh.local.clone();
+            let found_by_uid = |workload: &Arc<Workload>| Some((workload.uid.clone()?, Arc::clone(workload)));
+            self.by_uid = mesh.local.values().filter_map(found_by_uid).collect();
         }
         self.mark_all(datapath, mesh);
         for workload in wanted.into_values() {
@@ -316,7 +316,7 @@ impl Pods {
             cookie,
             addresses,
             mode: workload.mode,
-            exclusions: workload.exclusions.clone(),
+            exclusions: Exclusions::clone(&workload.exclusions),
             direct: self.direct,
             generation: 0,
         }

@@ -117,8 +117,7 @@ fn review(mesh: &Mesh, flows: &OwnedFd, shared: &Shared) {
 
 /// Pods of this node, enrolled or not any more: what they opened while they were is still direct.
 fn clients(mesh: &Mesh) -> impl Iterator<Item = (ObjectName, PathBuf)> {
-    let here = mesh.workloads.values().filter(|workload| workload.is_on(&mesh.node.name));
-    here.filter_map(|workload| Some((workload.name.clone(), workload.netns.clone()?)))
+    mesh.local.values().filter_map(|workload| Some((workload.name.clone(), workload.netns.clone()?)))
 }
 
 fn review_client(mesh: &Mesh, name: &ObjectName, path: &Path, flows: &OwnedFd, shared: &Shared) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -83,9 +84,9 @@ pub(super) async fn of(control: &mut Control) -> Status {
     }
     let hooks = hooks(control);
     let workers = workers(control);
-    let mut problems = control.mesh.problems.clone();
+    let mut problems = control.mesh.problems.to_vec();
     problems.extend(control.pods.failed.values().cloned());
-    problems.extend(control.mesh.workloads.values().filter_map(|workload| unknown_problem(control, workload)));
+    problems.extend(control.mesh.local.values().filter_map(|workload| unknown_problem(control, workload)));
     problems.extend(hooks.iter().filter(|hook| !hook.armed).map(hook_problem));
     problems
         .extend(control.workers.iter().zip(&workers).filter_map(|(handle, w)| worker_problem(handle.is_running(), w)));
@@ -172,20 +173,17 @@ fn workers(control: &Control) -> Vec<WorkerStatus> {
 }
 
 fn namespaces(control: &Control, pods: &[PodStatus]) -> Vec<NamespaceStatus> {
-    control
-        .mesh
-        .namespaces
-        .iter()
-        .map(|(name, enrolled)| {
-            let own = || pods.iter().filter(|pod| pod.name.namespace == *name);
-            NamespaceStatus {
-                name: name.to_string(),
-                enrolled: *enrolled,
-                pods: own().count(),
-                armed: own().filter(|pod| pod.state == PodState::Armed).count(),
-            }
-        })
-        .collect()
+    let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for pod in pods {
+        let (all, armed) = counts.entry(&*pod.name.namespace).or_default();
+        *all += 1;
+        *armed += usize::from(pod.state == PodState::Armed);
+    }
+    let status = |(name, enrolled): (&Arc<str>, &bool)| {
+        let (pods, armed) = counts.get(&**name).copied().unwrap_or_default();
+        NamespaceStatus { name: name.to_string(), enrolled: *enrolled, pods, armed }
+    };
+    control.mesh.namespaces.iter().map(status).collect()
 }
 
 fn reasons(control: &Control) -> BTreeMap<Reason, u64> {
@@ -219,8 +217,10 @@ type Named<'a> = (&'a ObjectName, Option<&'a Workload>, Option<&'a Enrolled>);
 /// Pods of this node by name, with those that are deleted and still have connections.
 fn named(control: &Control) -> impl Iterator<Item = Named<'_>> {
     let mesh = &control.mesh;
-    let known = mesh.workloads.values().filter(|workload| workload.is_on(&mesh.node.name));
-    let known = known.map(|workload| (&workload.name, Some(&**workload), control.pods.enrolled.get(&workload.name)));
+    let known = mesh
+        .local
+        .values()
+        .map(|workload| (&workload.name, Some(&**workload), control.pods.enrolled.get(&workload.name)));
     let deleted = control.pods.enrolled.iter().filter(|(name, _)| !mesh.workloads.contains_key(name));
     let deleted = deleted.map(|(name, enrolled)| (name, None, Some(enrolled)));
     let mut named: Vec<Named<'_>> = known.chain(deleted).collect();
@@ -338,7 +338,7 @@ fn hook_problem(hook: &HookStatus) -> Problem {
 
 /// Where policies are in force and the kernel cannot end what they forbid.
 fn connections_kept(control: &Control) -> Option<Problem> {
-    let has_policies = || control.mesh.workloads.values().any(|workload| workload.policy.has_authorizations());
+    let has_policies = || control.mesh.local.values().any(|workload| workload.policy.has_authorizations());
     (control.options.direct && control.revocations.cannot() && has_policies()).then(|| {
         let message = "open direct connections outlive a change of policy that forbids them".to_owned();
         problem(Reason::ConnectionsKept, Severity::Error, "Kernel".to_owned(), message)

@@ -177,19 +177,12 @@ impl Datapath {
         Ok(())
     }
 
-    /// Makes `generations` current; what was decided for others is void from here on. Returns how many changed.
-    pub fn set_generations(&mut self, current: &mut [u32], generations: &HashMap<u32, u32>) -> Result<usize, Error> {
-        let mut changed = 0;
-        for slot in 0..GENERATION_SLOTS {
-            let wanted = generations.get(&slot).copied().unwrap_or(0);
-            let Some(known) = current.get_mut(slot as usize) else { continue };
-            if *known != wanted {
-                self.maps.generations.set(slot, wanted, 0)?;
-                *known = wanted;
-                changed += 1;
-            }
+    /// Makes these generations current, each with its slot; what was decided for others is void from here on.
+    pub fn set_generations(&mut self, generations: impl IntoIterator<Item = (u32, u32)>) -> Result<(), Error> {
+        for (slot, generation) in generations {
+            self.maps.generations.set(slot, generation, 0)?;
         }
-        Ok(changed)
+        Ok(())
     }
 
     /// The generations as the kernel has them.

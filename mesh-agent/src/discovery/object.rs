@@ -78,7 +78,7 @@ impl fmt::Display for Key {
 }
 
 /// What the annotations `mesh-agent.io/*` of an object say; `None` where they say nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Settings {
     pub(super) mesh: Option<bool>,
     pub(super) mode: Option<Mode>,
@@ -92,25 +92,35 @@ pub(super) struct Settings {
 }
 
 /// A network namespace and the line that names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Netns {
     pub(super) path: PathBuf,
     pub(super) line: usize,
 }
 
+/// Keys and values. Most pods have the same as others have.
+pub(super) type Labels = Arc<[(Arc<str>, Arc<str>)]>;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pod {
-    pub(super) settings: Settings,
+    pub(super) settings: Arc<Settings>,
     /// What its cgroup is named after.
     pub(super) uid: Option<PodUid>,
     /// Sorted by key.
-    pub(super) labels: Vec<(Box<str>, Box<str>)>,
+    pub(super) labels: Labels,
     pub(super) service_account: Arc<str>,
     pub(super) node: Option<Arc<str>>,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) host_network: bool,
     /// `status.phase` is Succeeded or Failed: it has given its address back.
     pub(super) finished: bool,
+}
+
+impl Pod {
+    /// Whether it runs on `node` (or names no node, as in manifests).
+    pub(super) fn is_on(&self, node: &str) -> bool {
+        self.node.as_deref().is_none_or(|own| own == node)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,7 +159,7 @@ pub(super) struct NodeSpec {
 
 /// Labels that a workload has to have; none select all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Selector(pub(super) Vec<(Box<str>, Box<str>)>);
+pub(super) struct Selector(pub(super) Labels);
 
 impl Selector {
     pub(super) fn is_empty(&self) -> bool {
@@ -157,7 +167,7 @@ impl Selector {
     }
 
     /// Whether a workload with these labels, sorted by key, is selected.
-    pub(super) fn selects(&self, labels: &[(Box<str>, Box<str>)]) -> bool {
+    pub(super) fn selects(&self, labels: &[(Arc<str>, Arc<str>)]) -> bool {
         self.0.iter().all(|wanted| labels.binary_search(wanted).is_ok())
     }
 }
@@ -180,7 +190,7 @@ pub(super) struct AuthorizationPolicy {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Object {
-    Namespace(Settings),
+    Namespace(Arc<Settings>),
     Pod(Pod),
     Service(ServiceSpec),
     EndpointSlice(Slice),

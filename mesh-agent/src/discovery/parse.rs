@@ -235,14 +235,14 @@ fn object(root: &Field<'_>, key: &Key, notes: &mut Vec<FieldError>) -> Result<Ob
     let metadata = root.mapping("metadata")?;
     let settings = annotations::settings(&metadata, key.kind)?;
     Ok(match key.kind {
-        Kind::Namespace => Object::Namespace(settings),
+        Kind::Namespace => Object::Namespace(Arc::new(settings)),
         Kind::ServiceAccount => Object::ServiceAccount,
         Kind::Pod => {
             let spec = root.mapping("spec")?;
             let status = root.mapping("status")?;
             let phase = status.get("phase");
             Object::Pod(Pod {
-                settings,
+                settings: Arc::new(settings),
                 uid: pod_uid(&metadata)?,
                 labels: security::labels(&metadata.get("labels"))?,
                 service_account: service_account(&spec)?.into(),
@@ -284,7 +284,8 @@ fn pod_uid(metadata: &Field<'_>) -> Result<Option<PodUid>> {
 fn distrust(pod: &mut Pod, root: &Field<'_>, notes: &mut Vec<FieldError>) {
     let metadata = root.get("metadata");
     let annotations = metadata.get("annotations");
-    if pod.settings.netns.take().is_some() {
+    if pod.settings.netns.is_some() {
+        Arc::make_mut(&mut pod.settings).netns = None;
         let field = annotations.get(annotations::NETNS);
         let message = "is not read in a cluster: a pod's network is found by the pod's UID".to_owned();
         notes.push(field.error(Reason::UnknownAnnotation, message, "Remove it."));

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::{
     annotations::cidr,
     field::{Field, FieldError, Result},
-    object::{AuthorizationPolicy, Object, PeerAuthentication, Selector},
+    object::{AuthorizationPolicy, Labels, Object, PeerAuthentication, Selector},
     parse::is_name,
 };
 use crate::model::{
@@ -152,13 +152,13 @@ fn selector(spec: &Field<'_>) -> Result<Selector> {
 }
 
 /// Keys and values of labels, sorted by key.
-pub(super) fn labels(field: &Field<'_>) -> Result<Vec<(Box<str>, Box<str>)>> {
-    let mut labels = Vec::new();
+pub(super) fn labels(field: &Field<'_>) -> Result<Labels> {
+    let mut labels: Vec<(Arc<str>, Arc<str>)> = Vec::new();
     for (key, field) in field.entries()? {
         labels.push((key.into(), field.text()?.unwrap_or_default().into()));
     }
     labels.sort_unstable();
-    Ok(labels)
+    Ok(labels.into())
 }
 
 /// Fails at the first field that is not known: what it would have meant cannot be told.

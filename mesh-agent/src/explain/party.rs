@@ -131,7 +131,7 @@ impl Destination {
     pub(super) fn describe(&self, mesh: &Mesh, address: IpAddr) -> Party {
         match self {
             Self::Pod(pod) => of_pod(pod, Some(address)),
-            Self::Service(_) | Self::Address(_) => match mesh.destination(address).map(|known| &known.target) {
+            Self::Service(_) | Self::Address(_) => match mesh.destination(address) {
                 Some(Target::Service(service)) => {
                     Party { name: format!("Service {}", service.name), ..of_address(Some(address)) }
                 }
@@ -177,7 +177,7 @@ fn pod(mesh: &Mesh, namespace: &str, name: &str) -> Option<Arc<Workload>> {
 }
 
 fn services(mesh: &Mesh) -> impl Iterator<Item = Arc<Service>> {
-    mesh.destinations.values().filter_map(|known| match &known.target {
+    mesh.destinations.values().filter_map(|known| match known {
         Target::Service(service) => Some(Arc::clone(service)),
         Target::Workload(_) => None,
     })

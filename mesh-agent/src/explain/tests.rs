@@ -3,9 +3,7 @@ use std::fmt::Write;
 use ipnet::IpNet;
 
 use super::*;
-use crate::model::{
-    Destination as Known, Endpoint, Mode, ObjectName, Service, ServicePort, Target, TrafficDistribution,
-};
+use crate::model::{Endpoint, Mode, ObjectName, Service, ServicePort, Target, TrafficDistribution};
 
 fn pod(name: &str, account: &str, address: &str, node: &str) -> Workload {
     let identity = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap();
@@ -27,10 +25,11 @@ fn mesh() -> Mesh {
     mesh.node.name = "here".into();
     mesh.node.addresses = vec!["192.0.2.1".parse().unwrap()];
     let mut client = pod("client", "client", "10.0.0.1", "here");
-    client.exclusions.outbound_ports = vec![25];
-    client.exclusions.outbound_cidrs = vec!["198.51.100.0/24".parse::<IpNet>().unwrap()];
+    let exclusions = Arc::make_mut(&mut client.exclusions);
+    exclusions.outbound_ports = vec![25];
+    exclusions.outbound_cidrs = vec!["198.51.100.0/24".parse::<IpNet>().unwrap()];
     let mut guarded = strict(pod("guarded", "guarded", "10.0.0.3", "here"));
-    guarded.exclusions.inbound_ports = vec![9000];
+    Arc::make_mut(&mut guarded.exclusions).inbound_ports = vec![9000];
     let mut off = pod("off", "off", "10.0.0.4", "here");
     off.enrolled = false;
     let mut far_off = pod("far-off", "off", "10.0.1.4", "there");
@@ -50,10 +49,9 @@ fn mesh() -> Mesh {
     ];
     for pod in pods {
         let pod = Arc::new(pod);
-        mesh.workloads.insert(pod.name.clone(), Arc::clone(&pod));
+        mesh.put(Arc::clone(&pod));
         for address in &pod.addresses {
-            let target = Target::Workload(Arc::clone(&pod));
-            mesh.destinations.insert(*address, Known { target, generation: 1 });
+            mesh.destinations.insert(*address, Target::Workload(Arc::clone(&pod)));
         }
     }
     for (name, address, pods) in [("web", "10.96.0.1", &["web-0", "web-1"][..]), ("client", "10.96.0.2", &[])] {
@@ -64,7 +62,7 @@ fn mesh() -> Mesh {
             ports: vec![ServicePort { port: 80, name: "".into(), endpoints, list: 1 }],
             distribution: TrafficDistribution::Any,
         });
-        mesh.destinations.insert(address.parse().unwrap(), Known { target: Target::Service(service), generation: 1 });
+        mesh.destinations.insert(address.parse().unwrap(), Target::Service(service));
     }
     mesh
 }

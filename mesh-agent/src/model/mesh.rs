@@ -1,7 +1,7 @@
 //! The immutable snapshot that decisions are made on.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ObjectName, Problem, Service, Workload};
+use super::{ObjectName, Problem, Service, SharedMap, Workload, words};
 
 /// This node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,16 +29,6 @@ pub enum Target {
     Workload(Arc<Workload>),
     /// A service's cluster address.
     Service(Arc<Service>),
-}
-
-/// A known address and the generation of what is known of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Destination {
-    /// What it stands for.
-    pub target: Target,
-    /// Rises whenever anything that a decision about the address may rest on changes: the pod, its enrolment, mode or
-    /// node; the service, its endpoints or their pods.
-    pub generation: u32,
 }
 
 /// Where the snapshot comes from.
@@ -75,7 +65,7 @@ impl fmt::Display for SourceState {
     }
 }
 
-/// Everything known, at one instant.
+/// Everything known, at one instant. To copy it costs nothing, and what did not change is shared with the one before.
 #[derive(Clone, Debug, Default)]
 pub struct Mesh {
     /// Counts publications.
@@ -83,34 +73,61 @@ pub struct Mesh {
     /// This node.
     pub node: Node,
     /// Namespaces and whether they are enrolled.
-    pub namespaces: BTreeMap<Arc<str>, bool>,
-    /// All pods, by name.
-    pub workloads: BTreeMap<ObjectName, Arc<Workload>>,
+    pub namespaces: SharedMap<Arc<str>, bool>,
+    /// All pods, by name. [`Mesh::put`] and [`Mesh::remove`] change them.
+    pub workloads: SharedMap<ObjectName, Arc<Workload>>,
+    /// Those of this node.
+    pub local: SharedMap<ObjectName, Arc<Workload>>,
     /// All known addresses, of pods and services.
-    pub destinations: HashMap<IpAddr, Destination>,
-    /// What the kernel's `GENERATIONS` must hold, by slot; slots not named hold 0.
-    pub generations: HashMap<u32, u32>,
-    /// Rises whenever the policy, the identity or the enrolment of a workload changes that was there before: what is open
-    /// may no longer be allowed.
+    pub destinations: SharedMap<IpAddr, Target>,
+    /// What the kernel's `GENERATIONS` must hold, by slot; slots not named hold 0. That of an address rises whenever
+    /// anything that a decision about it may rest on changes: the pod, its enrolment, mode or node; the service, its
+    /// endpoints or their pods.
+    pub generations: SharedMap<u32, u32>,
+    /// Rises whenever the policy, the identity or the enrolment of a workload of this node changes that was there before,
+    /// or such a workload comes to the node or leaves it: what is open may no longer be allowed.
     pub policies: u64,
     /// Network namespaces that pods name and that exist, by path, with their inode: another inode behind the same path
     /// is another namespace.
-    pub netns: BTreeMap<PathBuf, u64>,
+    pub netns: Arc<BTreeMap<PathBuf, u64>>,
     /// Objects that could not be used, or not as they are.
-    pub problems: Vec<Problem>,
+    pub problems: Arc<[Problem]>,
     /// Where all this was read. Its `read_at` advances without a publication.
     pub source: SourceState,
 }
 
 impl Mesh {
+    /// Adds a pod, or replaces the one of its name.
+    pub fn put(&mut self, workload: Arc<Workload>) {
+        if workload.is_on(&self.node.name) {
+            self.local.insert(workload.name.clone(), Arc::clone(&workload));
+        } else {
+            self.local.remove(&workload.name);
+        }
+        self.workloads.insert(workload.name.clone(), workload);
+    }
+
+    /// Removes a pod.
+    pub fn remove(&mut self, name: &ObjectName) {
+        self.local.remove(name);
+        self.workloads.remove(name);
+    }
+
+    /// The pods of a namespace.
+    pub fn pods_of(&self, namespace: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        let from = ObjectName::new(namespace, "");
+        let all = self.workloads.iter_from(&from).map(|(_, workload)| workload);
+        all.take_while(move |workload| workload.name.namespace == from.namespace)
+    }
+
     /// What an address stands for, if known.
-    pub fn destination(&self, address: IpAddr) -> Option<&Destination> {
+    pub fn destination(&self, address: IpAddr) -> Option<&Target> {
         self.destinations.get(&address)
     }
 
     /// The pod at an address, if known.
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        match &self.destinations.get(&address)?.target {
+        match self.destination(address)? {
             Target::Workload(workload) => Some(workload),
             Target::Service(_) => None,
         }
@@ -121,8 +138,13 @@ impl Mesh {
         self.workload_at(address.ip())
     }
 
-    /// Current generation of an address, as the kernel counts it.
+    /// Current generation of a slot, as the kernel counts it.
     pub fn generation(&self, slot: u32) -> u32 {
         self.generations.get(&slot).copied().unwrap_or(0)
+    }
+
+    /// Current generation of what is known of an address.
+    pub fn generation_of(&self, address: IpAddr) -> u32 {
+        self.generation(mesh_common::generation_slot(&words(address)))
     }
 }

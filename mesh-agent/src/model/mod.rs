@@ -13,6 +13,7 @@ mod problem;
 mod reachable;
 mod reason;
 mod service;
+mod shared_map;
 mod status;
 mod transport;
 mod verdicted;
@@ -24,7 +25,7 @@ pub use certificate::{CertificateRefusal, CertificateState, CertificateStatus, C
 pub use certificates::{AuthorityStatus, CertificateSummary, Certificates};
 pub use explanation::{Explanation, Party, Path, Way};
 pub use identity::{DEFAULT_TRUST_DOMAIN, Identity, NotAnIdentity, is_trust_domain};
-pub use mesh::{Destination, Mesh, Node, SourceState, Target};
+pub use mesh::{Mesh, Node, SourceState, Target};
 pub use network::{NetworkSample, PodNetwork};
 pub use policy::{
     Action, Authorization, Condition, InboundPolicy, Operation, Pattern, Rule, ServiceAccount, Source, Values,
@@ -33,6 +34,7 @@ pub use problem::{Location, Problem, Severity};
 pub use reachable::Reachable;
 pub use reason::{Reason, Side};
 pub use service::{Endpoint, Service, ServicePort, TrafficDistribution};
+pub use shared_map::SharedMap;
 pub use status::{
     AuthorizationStatus, HookStatus, KernelStatus, NamespaceStatus, NodeStatus, PodStatus, RelayStatus, Status,
     WorkerStatus,

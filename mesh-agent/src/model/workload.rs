@@ -88,7 +88,7 @@ impl fmt::Display for Mode {
 }
 
 /// What is not captured, by annotation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Exclusions {
     /// `mesh-agent.io/exclude-outbound-ports`, sorted.
     pub outbound_ports: Vec<u16>,
@@ -142,7 +142,7 @@ pub struct Workload {
     /// What is allowed to reach it.
     pub policy: Arc<InboundPolicy>,
     /// By its own annotations, else by its namespace's.
-    pub exclusions: Exclusions,
+    pub exclusions: Arc<Exclusions>,
     /// Where it was read.
     pub location: Location,
 }
@@ -161,7 +161,7 @@ impl Workload {
             enrolled: false,
             mode: Mode::default(),
             policy: Arc::default(),
-            exclusions: Exclusions::default(),
+            exclusions: Arc::default(),
             location: Location::default(),
         }
     }

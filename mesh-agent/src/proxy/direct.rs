@@ -35,9 +35,9 @@ pub fn cacheable<'a>(
 ) -> Option<Cacheable<'a>> {
     let OrigDst(address) = destination;
     let known = mesh.destination(address.ip())?;
-    let generation = known.generation;
+    let generation = mesh.generation_of(address.ip());
     backends.clear();
-    match &known.target {
+    match known {
         Target::Workload(workload) => {
             is_direct(mesh, client, workload, address).then_some(Cacheable { generation, list: 0, backends })
         }

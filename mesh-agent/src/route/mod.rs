@@ -36,7 +36,7 @@ pub enum Route {
 /// [`Reason::UnknownServicePort`] and [`Reason::NoEndpoints`]: the connection has to be refused.
 pub fn select(mesh: &Mesh, destination: OrigDst) -> Result<Route, Reason> {
     let OrigDst(address) = destination;
-    match mesh.destination(address.ip().to_canonical()).map(|known| &known.target) {
+    match mesh.destination(address.ip().to_canonical()) {
         None => Ok(Route::Passthrough(UpstreamAddr(address))),
         Some(Target::Workload(workload)) => {
             Ok(Route::Workload { workload: Arc::clone(workload), upstream: UpstreamAddr(address) })

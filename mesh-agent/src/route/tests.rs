@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Destination, Endpoint, Mode, ObjectName, TrafficDistribution};
+use crate::model::{Endpoint, Mode, ObjectName, TrafficDistribution};
 
 fn mesh() -> Mesh {
     let identity = Arc::new("spiffe://cluster.local/ns/shop/sa/default".parse().unwrap());
@@ -30,10 +30,9 @@ fn mesh() -> Mesh {
         distribution: TrafficDistribution::Any,
     });
     let mut mesh = Mesh::default();
-    let target = |target| Destination { target, generation: 1 };
-    mesh.destinations.insert("10.0.0.1".parse().unwrap(), target(Target::Workload(pod)));
+    mesh.destinations.insert("10.0.0.1".parse().unwrap(), Target::Workload(pod));
     for address in &service.addresses {
-        mesh.destinations.insert(*address, target(Target::Service(Arc::clone(&service))));
+        mesh.destinations.insert(*address, Target::Service(Arc::clone(&service)));
     }
     mesh
 }

@@ -75,7 +75,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{Destination, InboundPolicy, ObjectName, Target};
+    use crate::model::{InboundPolicy, ObjectName, Target};
 
     fn pod(name: &str, address: &str, node: &str, change: impl FnOnce(&mut Workload)) -> Workload {
         let identity = Arc::new("spiffe://cluster.local/ns/shop/sa/default".parse().unwrap());
@@ -105,8 +105,7 @@ mod tests {
             }),
         ] {
             let address = *workload.addresses.first().unwrap();
-            let target = Target::Workload(Arc::new(workload));
-            mesh.destinations.insert(address, Destination { target, generation: 1 });
+            mesh.destinations.insert(address, Target::Workload(Arc::new(workload)));
         }
         mesh
     }

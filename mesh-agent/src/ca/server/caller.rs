@@ -78,7 +78,7 @@ pub trait PodDirectory: Send + Sync {
 impl PodDirectory for watch::Receiver<Arc<Mesh>> {
     fn runs<'a>(&'a self, node: Option<&'a str>, identity: &'a Identity) -> Looking<'a> {
         let mesh = Arc::clone(&self.borrow());
-        let runs = mesh.workloads.values().any(|workload| {
+        let runs = mesh.pods_of(&identity.namespace).any(|workload| {
             *workload.identity == *identity
                 && workload.node.as_deref().is_some_and(|runs_on| node.is_none_or(|node| node == runs_on))
         });
@@ -261,10 +261,9 @@ mod tests {
         for (name, account, node) in
             [("cart-1", "cart", Some("n1")), ("web-1", "web", Some("n2")), ("nowhere", "lost", None)]
         {
-            let name = ObjectName::new("shop", name);
-            let mut workload = Workload::new(name.clone(), Arc::new(identity(account)));
+            let mut workload = Workload::new(ObjectName::new("shop", name), Arc::new(identity(account)));
             workload.node = node.map(Into::into);
-            mesh.workloads.insert(name, Arc::new(workload));
+            mesh.put(Arc::new(workload));
         }
         watch::channel(Arc::new(mesh)).1
     }

@@ -1,4 +1,8 @@
-//! From the objects in force and the snapshot before to the next snapshot. Pure.
+//! From changes of objects and the snapshot before to the next snapshot. Pure.
+//!
+//! A round takes in what has changed, and follows it to what it touches: from a pod to its addresses and to the services
+//! that have endpoints there, from a namespace or a policy to its pods. Nothing else is looked at, and what comes out the
+//! same stays the very same.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -9,21 +13,25 @@ use std::{
 
 use super::{
     Site,
-    object::{Key, Kind, Loaded, Object, ServiceSpec},
+    object::{Key, Kind, Loaded, Object},
 };
-use crate::model::{
-    Destination, Endpoint, Mesh, Node, ObjectName, Problem, Reason, Service, Severity, SourceState, Target, Workload,
-    words,
-};
+use crate::model::{Mesh, Node, ObjectName, Problem, Service, SourceState, Target, Workload, words};
 
+mod alike;
 mod claims;
+mod intern;
+mod objects;
 mod policies;
+mod problems;
 mod services;
 #[cfg(test)]
 mod soundness;
 #[cfg(test)]
 mod tests;
 mod workloads;
+
+use alike::Alike;
+use problems::Cause;
 
 /// What has become of an object.
 #[derive(Clone, Debug)]
@@ -44,18 +52,6 @@ pub(super) struct Surroundings {
     pub(super) source: SourceState,
 }
 
-/// All that a snapshot is made of.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Input {
-    /// In the order of files and documents.
-    pub(super) objects: Vec<Loaded>,
-    /// What is wrong already before anything is joined.
-    pub(super) problems: Vec<Problem>,
-    /// Named network namespaces that exist, with their inode.
-    pub(super) netns: BTreeMap<PathBuf, u64>,
-    pub(super) source: SourceState,
-}
-
 /// Numbers that are never given twice, and never 0.
 #[derive(Debug)]
 struct Counter(u32);
@@ -68,29 +64,56 @@ impl Counter {
     }
 }
 
-/// The snapshot before, and the counters.
+/// The objects in force, the snapshot that was made of them, and what the next one needs to find what a change touches.
 #[derive(Debug)]
 pub(super) struct Index {
     site: Site,
-    objects: BTreeMap<Key, Loaded>,
     mesh: Arc<Mesh>,
+    objects: objects::Objects,
     services: HashMap<services::Name, Arc<Service>>,
-    policies: policies::Interned,
+    policies: policies::Policies,
+    claims: claims::Claims,
+    netns: workloads::Owners,
+    problems: problems::Problems,
+    interner: intern::Interner,
     generations: Counter,
     lists: Counter,
+}
+
+/// What a round has to look at.
+#[derive(Debug, Default)]
+struct Touched {
+    pods: BTreeSet<ObjectName>,
+    services: BTreeSet<ObjectName>,
+    /// Whether they exist, and are enrolled.
+    namespaces: BTreeSet<Arc<str>>,
+    /// Namespaces with other policies.
+    policies: BTreeSet<Arc<str>>,
+    /// Addresses that may stand for something else.
+    addresses: BTreeSet<IpAddr>,
+    /// Addresses of which the pod was replaced.
+    moved: BTreeSet<IpAddr>,
+    /// Nodes in another zone.
+    zones: BTreeSet<Arc<str>>,
+    /// Whether a pod of this node names no network namespace any more.
+    netns: bool,
 }
 
 impl Index {
     pub(super) fn new(site: Site) -> Self {
         let first = site.first_generation;
         Self {
-            site,
-            objects: BTreeMap::new(),
             mesh: Arc::default(),
+            objects: objects::Objects::default(),
             services: HashMap::new(),
-            policies: policies::Interned::new(),
+            policies: policies::Policies::new(&site),
+            claims: claims::Claims::default(),
+            netns: workloads::Owners::default(),
+            problems: problems::Problems::default(),
+            interner: intern::Interner::default(),
             generations: Counter(first),
             lists: Counter(first),
+            site,
         }
     }
 
@@ -101,277 +124,324 @@ impl Index {
     }
 
     /// Takes in what has changed and makes the next snapshot; `None` if it says the same as the one before. Of several
-    /// changes of an object the last one counts. An object that is put comes before others by its location, and by its key
-    /// where that is the same: who comes first has what only one can have.
+    /// changes of an object the last one counts. Where only one can have what several claim, who has it keeps it; else the
+    /// first gets it, by where it was read, and by its key where that is the same.
     pub(super) fn apply(
         &mut self,
         changes: impl IntoIterator<Item = Change>,
         surroundings: &Surroundings,
     ) -> Option<Arc<Mesh>> {
-        for change in changes {
-            match change {
-                Change::Put(loaded) => self.objects.insert(loaded.key.clone(), loaded),
-                Change::Remove(key) => self.objects.remove(&key),
-            };
-        }
-        let mut objects: Vec<_> = self.objects.values().cloned().collect();
-        objects.sort_by(|a, b| (&a.location.file, a.location.line).cmp(&(&b.location.file, b.location.line)));
-        self.update(Input {
-            objects,
-            problems: surroundings.problems.to_vec(),
-            netns: BTreeMap::clone(&surroundings.netns),
-            source: surroundings.source.clone(),
-        })
-    }
-
-    /// Makes the next snapshot; `None` if it says the same as the one before.
-    fn update(&mut self, input: Input) -> Option<Arc<Mesh>> {
         let before = Arc::clone(&self.mesh);
-        let mut problems = input.problems.clone();
-        let owners = own_addresses(&input, &before, &mut problems);
-        let mut addresses: HashMap<&ObjectName, Vec<IpAddr>> = HashMap::new();
-        for (loaded, pod) in workloads::live_pods(&input) {
-            let own = workloads::claimed(pod).iter().filter(|address| owners.get(*address) == Some(&&loaded.key));
-            addresses.insert(&loaded.key.name, own.copied().collect());
+        let mut touched = Touched::default();
+        for change in changes {
+            self.take_in(change, &before, &mut touched);
         }
-        let workloads = workloads::build(&input, &before, &self.site, &addresses, &self.policies, &mut problems);
-        self.policies = workloads.policies;
-
-        let node = own_node(&input, &self.site.node);
-        let mut targets = HashMap::new();
-        let at_address: HashMap<IpAddr, Arc<Workload>> = workloads
-            .by_name
-            .values()
-            .filter(|workload| !workload.host_network)
-            .flat_map(|workload| workload.addresses.iter().map(|address| (*address, Arc::clone(workload))))
-            .collect();
-        self.services = self.services(&input, &node, &at_address, &owners);
-        for service in self.services.values() {
-            targets.extend(service.addresses.iter().map(|address| (*address, Target::Service(Arc::clone(service)))));
+        let mut next = Mesh::clone(&before);
+        next.source = surroundings.source.clone();
+        self.problems.give(&surroundings.problems);
+        if before.version == 0 || touched.zones.contains(&self.site.node) {
+            next.node = self.own_node();
         }
-        targets.extend(at_address.into_iter().map(|(address, workload)| (address, Target::Workload(workload))));
-        drop(owners);
-
-        let policies_differ = before.version == 0 || have_other_policies(&before, &workloads.by_name);
-        let (destinations, generations) = self.generations(targets, &before, &input);
-        problems.sort_by(|a, b| (&a.location.file, a.location.line).cmp(&(&b.location.file, b.location.line)));
-        let mesh = Mesh {
-            version: before.version + 1,
-            node,
-            namespaces: workloads.namespaces,
-            workloads: workloads.by_name,
-            destinations,
-            generations,
-            policies: before.policies + u64::from(policies_differ),
-            netns: input.netns,
-            problems,
-            source: input.source,
-        };
-        if before.version > 0 && is_same(&before, &mesh) {
+        self.look_at_netns(&surroundings.netns, &before, &mut next, &mut touched);
+        self.settle(&before, &mut touched);
+        self.follow_policies(&mut touched);
+        self.rebuild_namespaces(&mut next, &touched);
+        let has_other_policies = self.rebuild_workloads(&before, &mut next, &mut touched);
+        self.note_conflicts(&before, &next, &touched);
+        self.retarget_pods(&before, &mut next, &touched);
+        self.rebuild_services(&before, &mut next, &mut touched);
+        self.raise_generations(&before, &mut next, &touched);
+        if let Some(problems) = self.problems.changed() {
+            next.problems = problems;
+        }
+        next.policies += u64::from(before.version == 0 || has_other_policies);
+        next.version += 1;
+        if before.version > 0 && alike::is_same(&before, &next) {
             return None;
         }
-        self.mesh = Arc::new(mesh);
+        self.mesh = Arc::new(next);
         Some(Arc::clone(&self.mesh))
     }
 
-    fn services(
-        &mut self,
-        input: &Input,
-        node: &Node,
-        workloads: &HashMap<IpAddr, Arc<Workload>>,
-        owners: &HashMap<IpAddr, &Key>,
-    ) -> HashMap<services::Name, Arc<Service>> {
-        let join = services::Join::new(input, node, workloads);
-        let before = Arc::clone(&self.mesh);
-        let alike = |a: &[Endpoint], b: &[Endpoint]| {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| are_endpoints_alike(a, b, &before, input))
-        };
-        let mut services = HashMap::new();
-        for (loaded, spec) in service_specs(input) {
-            for is_ipv6 in [false, true] {
-                let is_own = |address: &&IpAddr| owners.get(*address) == Some(&&loaded.key);
-                let own = spec.addresses.iter().filter(|address| address.is_ipv6() == is_ipv6).filter(is_own);
-                let addresses: Vec<_> = own.copied().collect();
-                if addresses.is_empty() {
-                    continue;
-                }
-                let name = services::Name { name: loaded.key.name.clone(), is_ipv6 };
-                let known = self.services.get(&name);
-                let service = join.service(&name, spec, addresses, known, &alike, &mut self.lists);
-                services.insert(name, service);
+    fn take_in(&mut self, change: Change, before: &Mesh, touched: &mut Touched) {
+        let (key, old) = match change {
+            Change::Put(loaded) => {
+                let loaded = self.interner.trim(loaded, &self.site);
+                (loaded.key.clone(), self.objects.put(loaded))
             }
+            Change::Remove(key) => {
+                let old = self.objects.remove(&key);
+                (key, old)
+            }
+        };
+        let new = self.objects.get(&key);
+        if old == new {
+            return;
         }
-        services
+        let object = |loaded: &Option<Loaded>| loaded.as_ref().map(|loaded| Arc::clone(&loaded.object));
+        match key.kind {
+            Kind::Namespace => {
+                touched.namespaces.insert(Arc::clone(&key.name.name));
+                touched.policies.insert(Arc::clone(&key.name.name));
+            }
+            Kind::Pod => {
+                self.claims.change(&key, claims::claimed(old.as_ref()), claims::claimed(new.as_ref()), before);
+                touched.netns |= self.netns.change(&key.name, object(&new).as_deref(), &self.site.node);
+                touched.namespaces.insert(Arc::clone(&key.name.namespace));
+                touched.pods.insert(key.name);
+            }
+            Kind::Service => {
+                self.claims.change(&key, claims::claimed(old.as_ref()), claims::claimed(new.as_ref()), before);
+                touched.services.insert(key.name);
+            }
+            Kind::EndpointSlice => {
+                let service = |object: &Arc<Object>| match &**object {
+                    Object::EndpointSlice(slice) => slice.service.clone(),
+                    _ => None,
+                };
+                let services = [object(&old), object(&new)].into_iter().flatten().filter_map(|object| service(&object));
+                let named = |name| ObjectName { namespace: Arc::clone(&key.name.namespace), name };
+                touched.services.extend(services.map(named));
+            }
+            Kind::Node => {
+                let zone = |object: Option<Arc<Object>>| match object.as_deref() {
+                    Some(Object::Node(spec)) => spec.zone.clone(),
+                    _ => None,
+                };
+                if key.name.name == self.site.node || zone(object(&old)) != zone(object(&new)) {
+                    touched.zones.insert(key.name.name);
+                }
+            }
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
+                touched.policies.insert(key.name.namespace);
+            }
+            Kind::ServiceAccount => {}
+        }
     }
 
-    /// Gives every slot of which an address changed, came or went a new generation, and every address its slot's.
-    fn generations(
+    /// This node, as its Node object describes it.
+    fn own_node(&self) -> Node {
+        let name = ObjectName { namespace: Arc::default(), name: Arc::clone(&self.site.node) };
+        let (zone, addresses) = match self.objects.object(Kind::Node, &name).map(|object| &**object) {
+            Some(Object::Node(spec)) => (spec.zone.clone(), spec.addresses.clone()),
+            _ => Default::default(),
+        };
+        Node { name: Arc::clone(&self.site.node), zone, addresses }
+    }
+
+    /// Finds the pods of this node behind whose path is another network namespace, or none any more.
+    fn look_at_netns(
         &mut self,
-        targets: HashMap<IpAddr, Target>,
+        netns: &Arc<BTreeMap<PathBuf, u64>>,
         before: &Mesh,
-        input: &Input,
-    ) -> (HashMap<IpAddr, Destination>, HashMap<u32, u32>) {
-        let mut stale = BTreeSet::new();
-        for (address, target) in &targets {
-            let known = before.destinations.get(address);
-            if !known.is_some_and(|known| are_targets_alike(&known.target, target, before, input)) {
-                stale.insert(slot(*address));
+        next: &mut Mesh,
+        touched: &mut Touched,
+    ) {
+        if Arc::ptr_eq(netns, &before.netns) || *netns == before.netns {
+            return;
+        }
+        next.netns = Arc::clone(netns);
+        touched.pods.extend(self.netns.claimants().cloned());
+        for workload in before.local.values() {
+            let Some(path) = &workload.netns else { continue };
+            if before.netns.get(path) != netns.get(path) {
+                touched.moved.extend(&workload.addresses);
             }
         }
-        stale.extend(before.destinations.keys().filter(|address| !targets.contains_key(*address)).copied().map(slot));
+    }
 
-        let mut generations = before.generations.clone();
-        for slot in stale {
-            generations.insert(slot, self.generations.next());
+    /// Settles who has what only one can have.
+    fn settle(&mut self, before: &Mesh, touched: &mut Touched) {
+        let (addresses, concerned) = self.claims.settle(&self.objects, before, &mut self.problems);
+        touched.addresses.extend(addresses);
+        for key in concerned {
+            match key.kind {
+                Kind::Pod => touched.pods.insert(key.name),
+                _ => touched.services.insert(key.name),
+            };
         }
-        let destination = |(address, target)| {
-            let generation = generations.get(&slot(address)).copied().unwrap_or(0);
-            (address, Destination { target, generation })
-        };
-        (targets.into_iter().map(destination).collect(), generations)
+        if touched.netns || self.netns.concerns(touched.pods.iter()) {
+            let is_own = |address, key: &Key| self.claims.is_of(address, key, before);
+            self.netns.settle(&self.objects, before, &self.site.node, is_own);
+            touched.pods.extend(self.netns.claimants().cloned());
+        }
+    }
+
+    /// From policies to the pods of their namespace, or to all.
+    fn follow_policies(&mut self, touched: &mut Touched) {
+        for namespace in &touched.policies {
+            let wrong = self.policies.reload(namespace, &self.objects);
+            self.problems.set(Cause::Policies(Arc::clone(namespace)), wrong);
+            if self.policies.is_root(namespace) {
+                touched.pods.extend(self.objects.names(Kind::Pod).cloned());
+            } else {
+                touched.pods.extend(self.objects.names_in(Kind::Pod, namespace).cloned());
+            }
+        }
+    }
+
+    fn rebuild_namespaces(&self, next: &mut Mesh, touched: &Touched) {
+        for namespace in &touched.namespaces {
+            let name = ObjectName { namespace: Arc::default(), name: Arc::clone(namespace) };
+            let enrolled = match self.objects.object(Kind::Namespace, &name).map(|object| &**object) {
+                Some(Object::Namespace(settings)) => Some(settings.mesh.unwrap_or(false)),
+                _ => self.objects.has_live_pods(namespace).then_some(false),
+            };
+            match enrolled {
+                Some(enrolled) => next.namespaces.insert(Arc::clone(namespace), enrolled),
+                None => next.namespaces.remove(namespace),
+            };
+        }
+    }
+
+    /// Returns whether what is open between workloads that were there before may be decided otherwise now.
+    fn rebuild_workloads(&mut self, before: &Mesh, next: &mut Mesh, touched: &mut Touched) -> bool {
+        let mut has_other_policies = false;
+        let netns = Arc::clone(&next.netns);
+        for name in &touched.pods {
+            let key = Key { kind: Kind::Pod, name: name.clone() };
+            let mut join = workloads::Join {
+                site: &self.site,
+                objects: &self.objects,
+                policies: &mut self.policies,
+                interner: &mut self.interner,
+                owners: &self.netns,
+                netns: &netns,
+            };
+            let claims = &self.claims;
+            let (now, wrong) = match self.objects.get(&key) {
+                Some(loaded) => join.workload(&loaded, |address| claims.is_of(address, &key, before)),
+                None => (None, Vec::new()),
+            };
+            self.problems.set(Cause::Pod(name.clone()), wrong);
+            let known = before.workloads.get(name);
+            if known.map(|known| &**known) == now.as_ref() {
+                continue;
+            }
+            let addresses = |workload: Option<&Workload>| workload.map(|w| w.addresses.clone()).unwrap_or_default();
+            touched.moved.extend(addresses(known.map(|known| &**known)).into_iter().chain(addresses(now.as_ref())));
+            has_other_policies |= match (known, &now) {
+                (Some(known), Some(now)) => alike::may_be_decided_otherwise(known, now, &self.site.node),
+                _ => false,
+            };
+            match now {
+                Some(now) => next.put(Arc::new(now)),
+                None => next.remove(name),
+            }
+        }
+        touched.addresses.extend(&touched.moved);
+        has_other_policies
+    }
+
+    /// Objects that contradict each other are reported where there are workloads.
+    fn note_conflicts(&mut self, before: &Mesh, next: &Mesh, touched: &Touched) {
+        let namespaces: BTreeSet<_> =
+            touched.pods.iter().map(|pod| &pod.namespace).chain(&touched.policies).cloned().collect();
+        for namespace in namespaces {
+            let has_pods = next.pods_of(&namespace).next().is_some();
+            let wrong = if has_pods { self.policies.conflicts_of_namespace(&namespace) } else { Vec::new() };
+            self.problems.set(Cause::Namespace(namespace), wrong);
+        }
+        let has_pods = !next.workloads.is_empty();
+        let is_first = has_pods == before.workloads.is_empty();
+        if is_first || touched.policies.iter().any(|namespace| self.policies.is_root(namespace)) {
+            let wrong = if has_pods { self.policies.conflicts_of_mesh() } else { Vec::new() };
+            self.problems.set(Cause::Mesh, wrong);
+        }
+    }
+
+    /// What is no service's: services have yet to be joined with the pods at these addresses.
+    fn retarget_pods(&self, before: &Mesh, next: &mut Mesh, touched: &Touched) {
+        for address in &touched.addresses {
+            let owner = self.claims.owner(*address, before).filter(|owner| owner.kind == Kind::Pod);
+            match owner.and_then(|owner| next.workloads.get(&owner.name).cloned()) {
+                Some(workload) => next.destinations.insert(*address, Target::Workload(workload)),
+                None if self.is_service(*address, before) => None,
+                None => next.destinations.remove(address),
+            };
+        }
+    }
+
+    fn is_service(&self, address: IpAddr, before: &Mesh) -> bool {
+        let is_now = self.claims.owner(address, before).is_some_and(|owner| owner.kind == Kind::Service);
+        is_now && matches!(before.destination(address), Some(Target::Service(_)))
+    }
+
+    fn rebuild_services(&mut self, before: &Mesh, next: &mut Mesh, touched: &mut Touched) {
+        for address in &touched.moved {
+            touched.services.extend(self.objects.services_at(*address));
+        }
+        self.follow_zones(before, next, touched);
+        for name in &touched.services {
+            let key = Key { kind: Kind::Service, name: name.clone() };
+            let object = self.objects.object(Kind::Service, name).cloned();
+            for is_ipv6 in [false, true] {
+                let name = services::Name { name: name.clone(), is_ipv6 };
+                let known = self.services.get(&name).cloned();
+                let now = match object.as_deref() {
+                    Some(Object::Service(spec)) => {
+                        let own = spec.addresses.iter().copied().filter(|address| address.is_ipv6() == is_ipv6);
+                        let own: Vec<_> = own.filter(|address| self.claims.is_of(*address, &key, before)).collect();
+                        let alike = Alike { before: &before.netns, now: &next.netns };
+                        let join = services::Join { objects: &self.objects, mesh: next, alike };
+                        (!own.is_empty()).then(|| join.service(&name, spec, own, known.as_ref(), &mut self.lists))
+                    }
+                    _ => None,
+                };
+                let all = known.iter().chain(&now).flat_map(|service| service.addresses.iter().copied());
+                touched.addresses.extend(all);
+                for address in known.iter().flat_map(|service| &service.addresses) {
+                    // It may be another's already.
+                    if claims::holder(next, *address).as_ref() == Some(&key) {
+                        next.destinations.remove(address);
+                    }
+                }
+                if let Some(service) = &now {
+                    let target = |address: &IpAddr| (*address, Target::Service(Arc::clone(service)));
+                    next.destinations.extend(service.addresses.iter().map(target));
+                }
+                match now {
+                    Some(now) => self.services.insert(name, now),
+                    None => self.services.remove(&name),
+                };
+            }
+        }
+    }
+
+    /// From nodes in another zone to the services with endpoints there. Nodes hardly ever move: it is looked for them.
+    fn follow_zones(&self, before: &Mesh, next: &Mesh, touched: &mut Touched) {
+        if touched.zones.is_empty() {
+            return;
+        }
+        if (&before.node.name, &before.node.zone) != (&next.node.name, &next.node.zone) {
+            touched.services.extend(self.objects.names(Kind::Service).cloned());
+            return;
+        }
+        for slice in self.objects.all_of(Kind::EndpointSlice) {
+            let Object::EndpointSlice(spec) = &*slice.object else { continue };
+            let is_there = spec.endpoints.iter().any(|endpoint| {
+                let is_on = endpoint.node.as_ref().is_none_or(|node| touched.zones.contains(node));
+                endpoint.zone.is_none() && is_on
+            });
+            if let Some(service) = spec.service.as_ref().filter(|_| is_there) {
+                let namespace = Arc::clone(&slice.key.name.namespace);
+                touched.services.insert(ObjectName { namespace, name: Arc::clone(service) });
+            }
+        }
+    }
+
+    /// Gives every slot of which an address changed, came or went a new generation.
+    fn raise_generations(&mut self, before: &Mesh, next: &mut Mesh, touched: &Touched) {
+        let alike = Alike { before: &before.netns, now: &next.netns };
+        let is_stale = |address: &&IpAddr| !alike.targets(before.destination(**address), next.destination(**address));
+        let stale: BTreeSet<u32> = touched.addresses.iter().filter(is_stale).copied().map(slot).collect();
+        for slot in stale {
+            next.generations.insert(slot, self.generations.next());
+        }
     }
 }
 
 /// Slot of an address among the kernel's generations.
 fn slot(address: IpAddr) -> u32 {
     mesh_common::generation_slot(&words(address))
-}
-
-fn service_specs(input: &Input) -> impl Iterator<Item = (&Loaded, &ServiceSpec)> {
-    input.objects.iter().filter_map(|loaded| match &*loaded.object {
-        Object::Service(spec) => Some((loaded, spec)),
-        _ => None,
-    })
-}
-
-/// This node, as its Node object describes it.
-fn own_node(input: &Input, name: &Arc<str>) -> Node {
-    let own = input.objects.iter().find_map(|loaded| match &*loaded.object {
-        Object::Node(spec) if loaded.key.name.name == *name => Some(spec),
-        _ => None,
-    });
-    let (zone, addresses) = own.map(|spec| (spec.zone.clone(), spec.addresses.clone())).unwrap_or_default();
-    Node { name: Arc::clone(name), zone, addresses }
-}
-
-/// Which pod or service each address belongs to.
-fn own_addresses<'a>(input: &'a Input, before: &Mesh, problems: &mut Vec<Problem>) -> HashMap<IpAddr, &'a Key> {
-    let mut claims: Vec<(IpAddr, &Loaded)> = Vec::new();
-    for loaded in &input.objects {
-        let addresses = match &*loaded.object {
-            Object::Pod(pod) if !pod.finished => workloads::claimed(pod),
-            Object::Service(spec) => &spec.addresses,
-            _ => continue,
-        };
-        claims.extend(addresses.iter().map(|address| (*address, loaded)));
-    }
-    let held = |address: &IpAddr, loaded: &&Loaded| match before.destination(*address).map(|known| &known.target) {
-        Some(Target::Workload(workload)) => loaded.key.kind == Kind::Pod && workload.name == loaded.key.name,
-        Some(Target::Service(service)) => loaded.key.kind == Kind::Service && service.name == loaded.key.name,
-        None => false,
-    };
-    let owners = claims::settle(&claims, held);
-    for (at, (address, loaded)) in claims.iter().enumerate() {
-        let owner = owners.get(address).filter(|owner| **owner != at).and_then(|owner| claims.get(*owner));
-        if let Some((_, owner)) = owner {
-            let field = if loaded.key.kind == Kind::Pod { "status.podIPs" } else { "spec.clusterIPs" };
-            let message = format!("{address} is already the address of {} ({})", owner.key, owner.location);
-            problems.push(problem(Reason::DuplicateAddress, loaded, field, message));
-        }
-    }
-    owners.into_iter().filter_map(|(address, at)| Some((address, &claims.get(at)?.1.key))).collect()
-}
-
-fn problem(reason: Reason, loaded: &Loaded, field: &str, message: String) -> Problem {
-    Problem {
-        reason,
-        severity: Severity::Error,
-        location: loaded.location.clone(),
-        object: loaded.key.to_string(),
-        field: field.into(),
-        message,
-        remedy: reason.remedy().into(),
-    }
-}
-
-/// Whether what is open between workloads that were there before may be decided otherwise now.
-fn have_other_policies(before: &Mesh, workloads: &BTreeMap<ObjectName, Arc<Workload>>) -> bool {
-    before.workloads.values().any(|before| {
-        workloads.get(&before.name).is_some_and(|now| {
-            !Arc::ptr_eq(before, now)
-                && (before.policy != now.policy
-                    || before.identity != now.identity
-                    || before.enrolled != now.enrolled
-                    || before.node != now.node)
-        })
-    })
-}
-
-/// Whether a decision about the one would be the same about the other: where it was read does not matter, but which
-/// namespace its path leads to does.
-fn are_workloads_alike(a: &Workload, b: &Workload, before: &Mesh, input: &Input) -> bool {
-    let Workload {
-        name,
-        identity,
-        node,
-        addresses,
-        netns,
-        uid,
-        host_network,
-        enrolled,
-        mode,
-        policy,
-        exclusions,
-        location: _,
-    } = a;
-    let inode = |netns: &BTreeMap<PathBuf, u64>| a.netns.as_ref().and_then(|path| netns.get(path).copied());
-    *name == b.name
-        && *identity == b.identity
-        && *node == b.node
-        && *addresses == b.addresses
-        && *netns == b.netns
-        && *uid == b.uid
-        && *host_network == b.host_network
-        && *enrolled == b.enrolled
-        && *mode == b.mode
-        && *policy == b.policy
-        && *exclusions == b.exclusions
-        && inode(&before.netns) == inode(&input.netns)
-}
-
-fn are_endpoints_alike(a: &Endpoint, b: &Endpoint, before: &Mesh, input: &Input) -> bool {
-    let Endpoint { address, port, ready, draining, node, zone, workload } = a;
-    let are_workloads_alike = match (workload, &b.workload) {
-        (None, None) => true,
-        (Some(a), Some(b)) => are_workloads_alike(a, b, before, input),
-        _ => false,
-    };
-    *address == b.address
-        && *port == b.port
-        && *ready == b.ready
-        && *draining == b.draining
-        && *node == b.node
-        && *zone == b.zone
-        && are_workloads_alike
-}
-
-fn are_targets_alike(a: &Target, b: &Target, before: &Mesh, input: &Input) -> bool {
-    match (a, b) {
-        (Target::Workload(a), Target::Workload(b)) => are_workloads_alike(a, b, before, input),
-        // An unchanged service is the very same.
-        (Target::Service(a), Target::Service(b)) => Arc::ptr_eq(a, b),
-        _ => false,
-    }
-}
-
-/// Whether nobody could tell the two apart.
-fn is_same(a: &Mesh, b: &Mesh) -> bool {
-    let counts = |mesh: &Mesh| (mesh.source.files, mesh.source.objects, mesh.source.ignored);
-    a.node == b.node
-        && a.namespaces == b.namespaces
-        && a.workloads == b.workloads
-        && a.generations == b.generations
-        && a.netns == b.netns
-        && a.problems == b.problems
-        && counts(a) == counts(b)
 }

@@ -1,43 +1,46 @@
 //! PeerAuthentications, AuthorizationPolicies and the annotation `mesh-agent.io/mode` to one policy per workload.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
-use super::{Input, problem};
+use super::{
+    intern::Pool,
+    objects::Objects,
+    problems::{in_order_of_place, problem},
+};
 use crate::{
     discovery::{
         Site,
-        object::{AuthorizationPolicy, Loaded, Object, PeerAuthentication, Pod, Settings},
+        object::{AuthorizationPolicy, Key, Kind, Loaded, Object, PeerAuthentication, Pod},
     },
     model::{
-        Action, Authorization, Condition, DEFAULT_TRUST_DOMAIN, InboundPolicy, Mode, Pattern, Problem, Reason, Severity,
+        Action, Authorization, Condition, DEFAULT_TRUST_DOMAIN, InboundPolicy, Mode, ObjectName, Pattern, Problem,
+        Reason, Severity,
     },
 };
 
 #[cfg(test)]
 mod tests;
 
-/// Policies that workloads have, each once: workloads with the same one share it, from snapshot to snapshot.
-pub(super) type Interned = HashSet<Arc<InboundPolicy>>;
-
-/// All policies of the input, by namespace.
-pub(super) struct Policies<'a> {
-    root: &'a str,
-    modes: HashMap<&'a str, Vec<(&'a Loaded, &'a PeerAuthentication)>>,
-    authorizations: HashMap<&'a str, Vec<Selectable<'a>>>,
-    namespaces: HashMap<&'a str, (&'a Loaded, Mode)>,
-    /// What was joined before in this round, by what it was joined of.
+/// All policies, by namespace.
+#[derive(Debug)]
+pub(super) struct Policies {
+    root: Arc<str>,
+    trust_domain: Arc<str>,
+    modes: HashMap<Arc<str>, Vec<Loaded>>,
+    authorizations: HashMap<Arc<str>, Vec<Selectable>>,
+    namespaces: HashMap<Arc<str>, Loaded>,
+    /// What was joined already, by what it was joined of; void when policies change.
     joined: HashMap<Parts, Arc<InboundPolicy>>,
-    before: &'a Interned,
-    pub(super) interned: Interned,
-    conflicts: BTreeSet<(String, String)>,
-    pub(super) problems: Vec<Problem>,
+    /// Workloads with the same policy share it, from snapshot to snapshot.
+    interned: Pool<InboundPolicy>,
 }
 
-struct Selectable<'a> {
-    policy: &'a AuthorizationPolicy,
+#[derive(Debug)]
+struct Selectable {
+    object: Arc<Object>,
     /// With the mesh's own trust domain.
     authorization: Arc<Authorization>,
 }
@@ -45,7 +48,7 @@ struct Selectable<'a> {
 /// The modes of a workload and the places of its authorizations, those of its namespace before those of the root.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Parts {
-    namespace: Box<str>,
+    namespace: Arc<str>,
     mode: Mode,
     ports: Vec<(u16, Mode)>,
     authorizations: Vec<usize>,
@@ -62,75 +65,86 @@ struct Claim<'a> {
 const ANNOTATION: &str = "metadata.annotations[mesh-agent.io/mode]";
 const MTLS: &str = "spec.mtls.mode";
 
-impl<'a> Policies<'a> {
-    pub(super) fn new(input: &'a Input, site: &'a Site, before: &'a Interned) -> Self {
-        let mut this = Self {
-            root: &site.root_namespace,
+impl Policies {
+    pub(super) fn new(site: &Site) -> Self {
+        Self {
+            root: Arc::clone(&site.root_namespace),
+            trust_domain: Arc::clone(&site.trust_domain),
             modes: HashMap::new(),
             authorizations: HashMap::new(),
             namespaces: HashMap::new(),
             joined: HashMap::new(),
-            before,
-            interned: Interned::new(),
-            conflicts: BTreeSet::new(),
-            problems: Vec::new(),
-        };
-        for loaded in &input.objects {
-            let name = &loaded.key.name;
-            match &*loaded.object {
-                Object::Namespace(Settings { mode: Some(mode), .. }) => {
-                    this.namespaces.insert(&*name.name, (loaded, *mode));
-                }
-                Object::PeerAuthentication(policy) => {
-                    if *name.namespace == *site.root_namespace && !policy.selector.is_empty() {
-                        this.problems.push(selected_in_root(loaded));
-                    } else {
-                        this.modes.entry(&*name.namespace).or_default().push((loaded, policy));
-                    }
-                }
-                Object::AuthorizationPolicy(policy) if !policy.is_attached => {
-                    let authorization = localized(&policy.authorization, &site.trust_domain);
-                    let all = this.authorizations.entry(&*name.namespace).or_default();
-                    all.push(Selectable { policy, authorization });
-                }
-                _ => {}
-            }
+            interned: Pool::default(),
         }
-        // Which object is named for a decision must not depend on the order of files.
-        for all in this.authorizations.values_mut() {
-            all.sort_by(|a, b| a.authorization.name.cmp(&b.authorization.name));
-        }
-        this
     }
 
-    /// What is allowed to reach a pod.
-    pub(super) fn of(&mut self, loaded: &'a Loaded, pod: &'a Pod) -> Arc<InboundPolicy> {
-        let namespace = &*loaded.key.name.namespace;
-        let (mode, ports) = self.modes_of(loaded, pod);
+    /// Whether the namespace's policies are for the whole mesh.
+    pub(super) fn is_root(&self, namespace: &str) -> bool {
+        *namespace == *self.root
+    }
+
+    /// Reads the policies of a namespace anew; returns what is wrong with them by themselves.
+    pub(super) fn reload(&mut self, namespace: &Arc<str>, objects: &Objects) -> Vec<Problem> {
+        self.joined.clear();
+        let key = Key { kind: Kind::Namespace, name: ObjectName { namespace: "".into(), name: Arc::clone(namespace) } };
+        let own = objects.get(&key).filter(|own| mode_of(own).is_some());
+        replace(&mut self.namespaces, namespace, own);
+
+        let all: Vec<_> = objects.in_namespace(Kind::PeerAuthentication, namespace).collect();
+        let is_root = self.is_root(namespace);
+        let is_unusable =
+            |loaded: &Loaded| is_root && peer_authentication(loaded).is_some_and(|policy| !policy.selector.is_empty());
+        let (unusable, mut modes): (Vec<_>, Vec<_>) = all.into_iter().partition(is_unusable);
+        in_order_of_place(&mut modes);
+        replace(&mut self.modes, namespace, Some(modes).filter(|modes| !modes.is_empty()));
+
+        let all = objects.in_namespace(Kind::AuthorizationPolicy, namespace);
+        let mut authorizations: Vec<_> = all.filter_map(|loaded| self.selectable(loaded.object)).collect();
+        // Which object is named for a decision must not depend on the order of files.
+        authorizations.sort_by(|a, b| a.authorization.name.cmp(&b.authorization.name));
+        replace(&mut self.authorizations, namespace, Some(authorizations).filter(|all| !all.is_empty()));
+        unusable.iter().map(selected_in_root).collect()
+    }
+
+    fn selectable(&self, object: Arc<Object>) -> Option<Selectable> {
+        let Object::AuthorizationPolicy(policy) = &*object else { return None };
+        let authorization = localized(&policy.authorization, &self.trust_domain);
+        (!policy.is_attached).then_some(Selectable { object, authorization })
+    }
+
+    /// What is allowed to reach a pod, and which objects of its own contradict each other.
+    pub(super) fn of(&mut self, loaded: &Loaded, pod: &Pod) -> (Arc<InboundPolicy>, Vec<Problem>) {
+        let namespace = &loaded.key.name.namespace;
+        let (mode, ports, conflicts) = self.modes_of(loaded, pod);
         let authorizations = self
             .candidates(namespace)
             .enumerate()
-            .filter(|(_, candidate)| candidate.policy.selector.selects(&pod.labels))
+            .filter(|(_, candidate)| candidate.policy().is_some_and(|policy| policy.selector.selects(&pod.labels)))
             .map(|(at, _)| at)
             .collect();
-        let parts = Parts { namespace: namespace.into(), mode, ports, authorizations };
+        let parts = Parts { namespace: Arc::clone(namespace), mode, ports, authorizations };
         if let Some(known) = self.joined.get(&parts) {
-            return Arc::clone(known);
+            return (Arc::clone(known), conflicts);
         }
-        let policy = self.join(&parts);
-        let policy = match self.interned.get(&policy).or_else(|| self.before.get(&policy)) {
-            Some(known) => Arc::clone(known),
-            None => Arc::new(policy),
-        };
-        self.interned.insert(Arc::clone(&policy));
+        let policy = self.interned.intern(&Arc::new(self.join(&parts)));
         self.joined.insert(parts, Arc::clone(&policy));
-        policy
+        (policy, conflicts)
+    }
+
+    /// Which objects for the whole mesh contradict each other.
+    pub(super) fn conflicts_of_mesh(&self) -> Vec<Problem> {
+        conflicts(&self.mesh())
+    }
+
+    /// Which objects for a whole namespace contradict each other.
+    pub(super) fn conflicts_of_namespace(&self, namespace: &str) -> Vec<Problem> {
+        conflicts(&self.namespace(namespace))
     }
 
     /// AuthorizationPolicies of a namespace and of the root, in a fixed order.
-    fn candidates(&self, namespace: &str) -> impl Iterator<Item = &Selectable<'a>> {
+    fn candidates(&self, namespace: &str) -> impl Iterator<Item = &Selectable> {
         let of = |namespace: &str| self.authorizations.get(namespace).map_or(&[][..], Vec::as_slice);
-        let root = if namespace == self.root { &[][..] } else { of(self.root) };
+        let root = if self.is_root(namespace) { &[][..] } else { of(&self.root) };
         of(namespace).iter().chain(root)
     }
 
@@ -149,13 +163,14 @@ impl<'a> Policies<'a> {
         policy
     }
 
-    /// The modes of a workload: of the narrowest scope that sets one.
-    fn modes_of(&mut self, loaded: &'a Loaded, pod: &'a Pod) -> (Mode, Vec<(u16, Mode)>) {
+    /// The modes of a workload: of the narrowest scope that sets one. And what contradicts each other in that of its own.
+    fn modes_of(&self, loaded: &Loaded, pod: &Pod) -> (Mode, Vec<(u16, Mode)>, Vec<Problem>) {
         let namespace = &*loaded.key.name.namespace;
+        let own = self.workload(loaded, pod);
+        let own_conflicts = conflicts(&own);
         let mut inherited = Mode::default();
         let mut ports = Vec::new();
-        for scope in [self.mesh(), self.namespace(namespace), self.workload(loaded, pod)] {
-            self.note_conflicts(&scope);
+        for scope in [self.mesh(), self.namespace(namespace), own] {
             ports = scope
                 .iter()
                 .flat_map(|claim| claim.ports.iter().map(|(port, _)| *port))
@@ -166,56 +181,91 @@ impl<'a> Policies<'a> {
             inherited = strictest(scope.iter().map(|claim| claim.mode)).unwrap_or(inherited);
         }
         ports.retain(|(_, mode)| *mode != inherited);
-        (inherited, ports)
+        (inherited, ports, own_conflicts)
     }
 
-    fn mesh(&self) -> Vec<Claim<'a>> {
-        self.unselected(self.root)
+    fn mesh(&self) -> Vec<Claim<'_>> {
+        self.unselected(&self.root)
     }
 
-    fn namespace(&self, namespace: &str) -> Vec<Claim<'a>> {
-        let mut claims = if namespace == self.root { Vec::new() } else { self.unselected(namespace) };
+    fn namespace(&self, namespace: &str) -> Vec<Claim<'_>> {
+        let mut claims = if self.is_root(namespace) { Vec::new() } else { self.unselected(namespace) };
         let annotation = self.namespaces.get(namespace);
-        claims.extend(annotation.map(|(by, mode)| Claim { by, field: ANNOTATION, mode: Some(*mode), ports: &[] }));
+        claims.extend(annotation.map(|by| Claim { by, field: ANNOTATION, mode: mode_of(by), ports: &[] }));
         claims
     }
 
-    fn workload(&self, loaded: &'a Loaded, pod: &'a Pod) -> Vec<Claim<'a>> {
-        let all = self.modes.get(&*loaded.key.name.namespace).map_or(&[][..], Vec::as_slice);
-        let is_ours = |policy: &PeerAuthentication| !policy.selector.is_empty() && policy.selector.selects(&pod.labels);
-        let selected = all.iter().filter(|(_, policy)| is_ours(policy));
-        let mut claims: Vec<_> = selected.map(|(by, policy)| Claim::of(by, policy)).collect();
+    fn workload<'a>(&'a self, loaded: &'a Loaded, pod: &'a Pod) -> Vec<Claim<'a>> {
+        let selected = self.claims(&loaded.key.name.namespace, |policy| {
+            !policy.selector.is_empty() && policy.selector.selects(&pod.labels)
+        });
         let own = pod.settings.mode;
-        claims.extend(own.map(|mode| Claim { by: loaded, field: ANNOTATION, mode: Some(mode), ports: &[] }));
-        claims
+        let own = own.map(|mode| Claim { by: loaded, field: ANNOTATION, mode: Some(mode), ports: &[] });
+        selected.chain(own).collect()
     }
 
-    fn unselected(&self, namespace: &str) -> Vec<Claim<'a>> {
+    fn unselected(&self, namespace: &str) -> Vec<Claim<'_>> {
+        self.claims(namespace, |policy| policy.selector.is_empty()).collect()
+    }
+
+    fn claims(
+        &self,
+        namespace: &str,
+        is_meant: impl Fn(&PeerAuthentication) -> bool,
+    ) -> impl Iterator<Item = Claim<'_>> {
         let all = self.modes.get(namespace).map_or(&[][..], Vec::as_slice);
-        let unselected = all.iter().filter(|(_, policy)| policy.selector.is_empty());
-        unselected.map(|(by, policy)| Claim::of(by, policy)).collect()
+        all.iter().filter_map(move |by| {
+            let policy = peer_authentication(by)?;
+            is_meant(policy).then_some(Claim { by, field: MTLS, mode: policy.mode, ports: &policy.ports })
+        })
     }
+}
 
-    /// Each pair of objects that differ is noted once, at the one that gives way.
-    fn note_conflicts(&mut self, scope: &[Claim<'a>]) {
-        let Some(strictest) = strictest(scope.iter().map(|claim| claim.mode)) else { return };
-        let Some(winner) = scope.iter().find(|claim| claim.mode == Some(strictest)) else { return };
-        for claim in scope {
-            let Some(mode) = claim.mode.filter(|mode| *mode != strictest) else { continue };
-            let message = format!("{mode} gives way to {strictest} of {} ({})", winner.by.key, winner.by.location);
-            if self.conflicts.insert((claim.by.key.to_string(), message.clone())) {
-                let conflict = problem(Reason::PolicyConflict, claim.by, claim.field, message);
-                self.problems.push(Problem { severity: Severity::Warning, ..conflict });
-            }
+impl Selectable {
+    fn policy(&self) -> Option<&AuthorizationPolicy> {
+        match &*self.object {
+            Object::AuthorizationPolicy(policy) => Some(policy),
+            _ => None,
         }
     }
 }
 
-impl<'a> Claim<'a> {
-    fn of(by: &'a Loaded, policy: &'a PeerAuthentication) -> Self {
-        Self { by, field: MTLS, mode: policy.mode, ports: &policy.ports }
+fn peer_authentication(loaded: &Loaded) -> Option<&PeerAuthentication> {
+    match &*loaded.object {
+        Object::PeerAuthentication(policy) => Some(policy),
+        _ => None,
     }
+}
 
+/// What the annotation of a namespace says.
+fn mode_of(namespace: &Loaded) -> Option<Mode> {
+    match &*namespace.object {
+        Object::Namespace(settings) => settings.mode,
+        _ => None,
+    }
+}
+
+fn replace<T>(by_namespace: &mut HashMap<Arc<str>, T>, namespace: &Arc<str>, value: Option<T>) {
+    match value {
+        Some(value) => by_namespace.insert(Arc::clone(namespace), value),
+        None => by_namespace.remove(namespace),
+    };
+}
+
+/// Each pair of objects that differ, at the one that gives way.
+fn conflicts(scope: &[Claim<'_>]) -> Vec<Problem> {
+    let Some(strictest) = strictest(scope.iter().map(|claim| claim.mode)) else { return Vec::new() };
+    let Some(winner) = scope.iter().find(|claim| claim.mode == Some(strictest)) else { return Vec::new() };
+    let conflict = |claim: &Claim<'_>| {
+        let mode = claim.mode.filter(|mode| *mode != strictest)?;
+        let message = format!("{mode} gives way to {strictest} of {} ({})", winner.by.key, winner.by.location);
+        let conflict = problem(Reason::PolicyConflict, claim.by, claim.field, message);
+        Some(Problem { severity: Severity::Warning, ..conflict })
+    };
+    scope.iter().filter_map(conflict).collect()
+}
+
+impl Claim<'_> {
     /// What it says of a port, by name or as one of all.
     fn of_port(&self, port: u16) -> Option<Mode> {
         self.ports.iter().find(|(own, _)| *own == port).and_then(|(_, mode)| *mode).or(self.mode)

@@ -1,12 +1,12 @@
 //! Services, their EndpointSlices and the pods behind them.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
-use super::{Counter, Input};
+use super::{Counter, alike::Alike, objects::Objects};
 use crate::{
     balance,
-    discovery::object::{Object, ServiceSpec, Slice},
-    model::{Endpoint, Node, ObjectName, Service, ServicePort, Workload},
+    discovery::object::{Kind, Object, ServiceSpec, Slice},
+    model::{Endpoint, Mesh, ObjectName, Service, ServicePort, Workload},
 };
 
 /// A service of one address family.
@@ -18,47 +18,31 @@ pub(super) struct Name {
 
 /// All that services are joined with.
 pub(super) struct Join<'a> {
-    pub(super) node: &'a Node,
-    pub(super) workloads: &'a HashMap<IpAddr, Arc<Workload>>,
-    zones: HashMap<&'a str, &'a Arc<str>>,
-    slices: HashMap<(&'a str, &'a str), Vec<&'a Slice>>,
+    pub(super) objects: &'a Objects,
+    /// With this node, and with the pods at their addresses.
+    pub(super) mesh: &'a Mesh,
+    pub(super) alike: Alike<'a>,
 }
 
-impl<'a> Join<'a> {
-    pub(super) fn new(input: &'a Input, node: &'a Node, workloads: &'a HashMap<IpAddr, Arc<Workload>>) -> Self {
-        let mut zones = HashMap::new();
-        let mut slices: HashMap<_, Vec<_>> = HashMap::new();
-        for loaded in &input.objects {
-            let name = &loaded.key.name;
-            match &*loaded.object {
-                Object::Node(spec) => zones.extend(spec.zone.as_ref().map(|zone| (&*name.name, zone))),
-                Object::EndpointSlice(slice) => {
-                    if let Some(service) = &slice.service {
-                        slices.entry((&*name.namespace, &**service)).or_default().push(slice);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Self { node, workloads, zones, slices }
-    }
-
-    /// The service as it is now; `before` itself if nothing of it changed. Lists of endpoints for which `alike` holds
-    /// keep their id.
+impl Join<'_> {
+    /// The service as it is now; `before` itself if nothing of it changed. Lists of endpoints that are alike keep
+    /// their id.
     pub(super) fn service(
         &self,
         name: &Name,
         spec: &ServiceSpec,
         addresses: Vec<IpAddr>,
         before: Option<&Arc<Service>>,
-        alike: &dyn Fn(&[Endpoint], &[Endpoint]) -> bool,
         lists: &mut Counter,
     ) -> Arc<Service> {
+        let slices = self.objects.slices_of(&name.name);
         let port = |(port, port_name): &(u16, Arc<str>)| {
-            let endpoints = self.endpoints(name, spec, port_name);
+            let endpoints = self.endpoints(name, spec, port_name, &slices);
             let before = before.and_then(|before| before.ports.iter().find(|before| before.port == *port));
             let (endpoints, list) = match before {
-                Some(before) if alike(&before.endpoints, &endpoints) => (Arc::clone(&before.endpoints), before.list),
+                Some(before) if self.alike.lists(&before.endpoints, &endpoints) => {
+                    (Arc::clone(&before.endpoints), before.list)
+                }
                 _ => (endpoints.into(), lists.next()),
             };
             ServicePort { port: *port, name: Arc::clone(port_name), endpoints, list }
@@ -71,22 +55,21 @@ impl<'a> Join<'a> {
         }
     }
 
-    fn endpoints(&self, name: &Name, spec: &ServiceSpec, port_name: &Arc<str>) -> Vec<Endpoint> {
-        let slices = self.slices.get(&(&*name.name.namespace, &*name.name.name)).map_or(&[][..], Vec::as_slice);
+    fn endpoints(&self, name: &Name, spec: &ServiceSpec, port_name: &str, slices: &[Arc<Object>]) -> Vec<Endpoint> {
         let mut endpoints = Vec::new();
-        for slice in slices {
-            for (_, port) in slice.ports.iter().filter(|(slice_port, _)| slice_port == port_name) {
+        for slice in slices.iter().filter_map(|object| slice(object)) {
+            for (_, port) in slice.ports.iter().filter(|(slice_port, _)| **slice_port == *port_name) {
                 let own_family = slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv6() == name.is_ipv6);
                 endpoints.extend(own_family.map(|endpoint| {
-                    let workload = self.workloads.get(&endpoint.address);
+                    let workload = self.mesh.workload_at(endpoint.address);
                     let node = endpoint.node.clone().or_else(|| Some(self.node_of(workload?)));
-                    let zone = node.as_deref().and_then(|node| self.zones.get(node).copied());
+                    let zone = endpoint.zone.clone().or_else(|| self.zone_of(node.as_ref()?));
                     Endpoint {
                         address: endpoint.address,
                         port: *port,
                         ready: endpoint.ready,
                         draining: endpoint.draining,
-                        zone: endpoint.zone.as_ref().or(zone).cloned(),
+                        zone,
                         node,
                         workload: workload.cloned(),
                     }
@@ -97,13 +80,28 @@ impl<'a> Join<'a> {
         endpoints.sort_by_key(|endpoint| (endpoint.address, endpoint.port, !endpoint.ready, !endpoint.draining));
         endpoints.dedup_by_key(|endpoint| (endpoint.address, endpoint.port));
         if spec.local_only {
-            endpoints.retain(|endpoint| endpoint.node.as_deref() == Some(&*self.node.name));
+            endpoints.retain(|endpoint| endpoint.node.as_deref() == Some(&*self.mesh.node.name));
         }
-        balance::candidates(endpoints, spec.distribution, &self.node.name, self.node.zone.as_deref())
+        balance::candidates(endpoints, spec.distribution, &self.mesh.node.name, self.mesh.node.zone.as_deref())
     }
 
     fn node_of(&self, workload: &Workload) -> Arc<str> {
-        workload.node.clone().unwrap_or_else(|| Arc::clone(&self.node.name))
+        workload.node.clone().unwrap_or_else(|| Arc::clone(&self.mesh.node.name))
+    }
+
+    fn zone_of(&self, node: &Arc<str>) -> Option<Arc<str>> {
+        let name = ObjectName { namespace: Arc::default(), name: Arc::clone(node) };
+        match &**self.objects.object(Kind::Node, &name)? {
+            Object::Node(spec) => spec.zone.clone(),
+            _ => None,
+        }
+    }
+}
+
+fn slice(object: &Object) -> Option<&Slice> {
+    match object {
+        Object::EndpointSlice(slice) => Some(slice),
+        _ => None,
     }
 }
 

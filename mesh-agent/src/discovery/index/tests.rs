@@ -1,8 +1,12 @@
 use super::*;
+use crate::model::SharedMap;
 use crate::{
     discovery::{parse, store::Store},
     model::{Mode, TrafficDistribution},
 };
+
+mod incremental;
+mod reference;
 
 /// An index of node `here` that is fed with texts.
 pub(super) struct Fixture {
@@ -57,15 +61,15 @@ fn mesh(text: &str) -> Arc<Mesh> {
 }
 
 fn workload<'a>(mesh: &'a Mesh, name: &str) -> &'a Arc<Workload> {
-    &mesh.workloads[&ObjectName::new("shop", name)]
+    mesh.workloads.get(&ObjectName::new("shop", name)).unwrap()
 }
 
-fn destination<'a>(mesh: &'a Mesh, address: &str) -> &'a Destination {
+fn destination<'a>(mesh: &'a Mesh, address: &str) -> &'a Target {
     mesh.destination(address.parse().unwrap()).unwrap()
 }
 
 fn service<'a>(mesh: &'a Mesh, address: &str) -> &'a Arc<Service> {
-    match &destination(mesh, address).target {
+    match destination(mesh, address) {
         Target::Service(service) => service,
         Target::Workload(_) => panic!("{address} is a pod"),
     }
@@ -144,7 +148,7 @@ fn shop() -> String {
 fn a_shop_is_joined() {
     let mesh = mesh(&shop());
     assert_eq!(problems(&mesh), [""; 0]);
-    assert_eq!(mesh.namespaces, BTreeMap::from([("shop".into(), true)]));
+    assert_eq!(mesh.namespaces, SharedMap::from([("shop".into(), true)]));
     let web = workload(&mesh, "web-0");
     assert!(web.enrolled && web.is_on("here"));
     assert_eq!(web.netns.as_deref(), Some("/run/netns/web-0".as_ref()));
@@ -254,7 +258,8 @@ fn unchanged_things_are_the_very_same() {
     assert_eq!(after.version, 2);
     assert!(Arc::ptr_eq(workload(&before, "web-0"), workload(&after, "web-0")));
     assert!(Arc::ptr_eq(service(&before, "10.96.0.1"), service(&after, "10.96.0.1")));
-    assert_eq!(destination(&before, "10.96.0.1").generation, destination(&after, "10.96.0.1").generation);
+    let address = "10.96.0.1".parse().unwrap();
+    assert_eq!(before.generation_of(address), after.generation_of(address));
 }
 
 #[test]
@@ -331,8 +336,7 @@ fn addresses_of_one_slot_share_its_generation() {
         .unwrap();
     let mut fixture = Fixture::new();
     let generations = |mesh: &Mesh| {
-        let generation = |address| mesh.destination(address).map(|known| known.generation);
-        assert!(generation(first).is_none_or(|known| known == mesh.generation(slot(first))));
+        let generation = |address| mesh.destination(address).map(|_| mesh.generation_of(address));
         (generation(first), generation(twin))
     };
     let (alone, _) = generations(&fixture.mesh(&pod("web-0", "10.0.0.1")));

@@ -1,92 +1,111 @@
 //! Pods and their namespaces to workloads.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{
-    Input, claims,
-    policies::{Interned, Policies},
-    problem,
+    claims,
+    intern::Interner,
+    objects::Objects,
+    policies::Policies,
+    problems::{in_order_of_place, problem},
 };
 use crate::{
     discovery::{
         Site,
-        object::{Loaded, Object, Pod, Settings},
+        object::{Key, Kind, Loaded, Object, Pod, Settings},
     },
     model::{Exclusions, Identity, InboundPolicy, Mesh, ObjectName, Problem, Reason, Workload},
 };
 
-/// Namespaces and workloads.
-pub(super) struct Workloads {
-    pub(super) namespaces: BTreeMap<Arc<str>, bool>,
-    pub(super) by_name: BTreeMap<ObjectName, Arc<Workload>>,
-    /// Their policies.
-    pub(super) policies: Interned,
+/// All that pods are joined with.
+pub(super) struct Join<'a> {
+    pub(super) site: &'a Site,
+    pub(super) objects: &'a Objects,
+    pub(super) policies: &'a mut Policies,
+    pub(super) interner: &'a mut Interner,
+    pub(super) owners: &'a Owners,
+    /// The network namespaces that exist.
+    pub(super) netns: &'a BTreeMap<PathBuf, u64>,
 }
 
-/// Builds the workloads of all pods that live. `addresses` are those that pods own, by name of the pod.
-pub(super) fn build(
-    input: &Input,
-    before: &Mesh,
-    site: &Site,
-    addresses: &HashMap<&ObjectName, Vec<IpAddr>>,
-    policies: &Interned,
-    problems: &mut Vec<Problem>,
-) -> Workloads {
-    let node = &*site.node;
-    let mut policies = Policies::new(input, site, policies);
-    let mut settings = HashMap::new();
-    let mut namespaces = BTreeMap::new();
-    for loaded in &input.objects {
-        if let Object::Namespace(own) = &*loaded.object {
-            settings.insert(&*loaded.key.name.name, own);
-            namespaces.insert(Arc::clone(&loaded.key.name.name), own.mesh.unwrap_or(false));
+impl Join<'_> {
+    /// The workload of a pod that lives, and what is wrong with it. `is_own` says which addresses are its own.
+    pub(super) fn workload(
+        &mut self,
+        loaded: &Loaded,
+        is_own: impl Fn(IpAddr) -> bool,
+    ) -> (Option<Workload>, Vec<Problem>) {
+        let Object::Pod(pod) = &*loaded.object else { return (None, Vec::new()) };
+        let mut addresses: Vec<_> = claimed(pod).iter().copied().filter(|address| is_own(*address)).collect();
+        addresses.shrink_to_fit();
+        if pod.finished || has_lost_all(pod, |address| addresses.contains(&address)) {
+            return (None, Vec::new());
         }
-    }
-    let none = Settings::default();
-    let mut by_name = BTreeMap::new();
-    let netns_owners = settle_netns(input, before, node);
-    for (loaded, pod) in live_pods(input) {
         let name = &loaded.key.name;
-        namespaces.entry(Arc::clone(&name.namespace)).or_insert(false);
-        let owned = addresses.get(name).cloned().unwrap_or_default();
-        if owned.is_empty() && !pod.addresses.is_empty() && !pod.host_network {
-            // It lost all its addresses to others: there is nothing left that could be told to be its own.
-            continue;
-        }
-        let inherited = settings.get(&*name.namespace).copied().unwrap_or(&none);
-        let mut workload = workload(site, loaded, pod, inherited, owned, policies.of(loaded, pod));
-        if !workload.is_on(node) {
+        let (policy, mut problems) = self.policies.of(loaded, pod);
+        let mut workload = self.join(loaded, pod, addresses, policy);
+        if !workload.is_on(&self.site.node) {
             workload.netns = None;
             workload.uid = None;
         }
-        let owner = workload.netns.as_deref().and_then(|path| netns_owners.get(path)).filter(|owner| **owner != name);
+        let owner = workload.netns.as_deref().and_then(|path| self.owners.of(path)).filter(|owner| *owner != name);
         if let Some(owner) = owner {
             problems.push(shared_netns(loaded, pod, owner));
             workload.netns = None;
-        } else if workload.enrolled && workload.is_on(node) {
-            problems.extend(cannot_be_captured(loaded, pod, &workload, input));
+        } else if workload.enrolled && workload.is_on(&self.site.node) {
+            problems.extend(cannot_be_captured(loaded, pod, &workload, self.netns));
         }
-        let workload = match before.workloads.get(name) {
-            Some(before) if **before == workload => Arc::clone(before),
-            _ => Arc::new(workload),
-        };
-        by_name.insert(name.clone(), workload);
+        (Some(workload), problems)
     }
-    problems.append(&mut policies.problems);
-    Workloads { namespaces, by_name, policies: policies.interned }
+
+    fn join(&mut self, loaded: &Loaded, pod: &Pod, addresses: Vec<IpAddr>, policy: Arc<InboundPolicy>) -> Workload {
+        fn first<T: Clone + Default>(own: Option<&T>, inherited: Option<&T>) -> T {
+            own.or(inherited).cloned().unwrap_or_default()
+        }
+        let name = &loaded.key.name;
+        let namespace = ObjectName { namespace: Arc::default(), name: Arc::clone(&name.namespace) };
+        let none = Settings::default();
+        let inherited = match self.objects.object(Kind::Namespace, &namespace).map(|object| &**object) {
+            Some(Object::Namespace(settings)) => settings,
+            _ => &none,
+        };
+        let own = &*pod.settings;
+        let identity = Identity {
+            trust_domain: Arc::clone(&self.site.trust_domain),
+            namespace: Arc::clone(&name.namespace),
+            service_account: Arc::clone(&pod.service_account),
+        };
+        let exclusions = Exclusions {
+            outbound_ports: first(own.outbound_ports.as_ref(), inherited.outbound_ports.as_ref()),
+            inbound_ports: first(own.inbound_ports.as_ref(), inherited.inbound_ports.as_ref()),
+            outbound_cidrs: first(own.outbound_cidrs.as_ref(), inherited.outbound_cidrs.as_ref()),
+            inbound_cidrs: first(own.inbound_cidrs.as_ref(), inherited.inbound_cidrs.as_ref()),
+        };
+        Workload {
+            name: name.clone(),
+            identity: self.interner.identities.intern(&Arc::new(identity)),
+            node: pod.node.clone(),
+            addresses,
+            netns: own.netns.as_ref().filter(|_| !pod.host_network).map(|netns| netns.path.clone()),
+            uid: pod.uid.clone(),
+            host_network: pod.host_network,
+            enrolled: own.mesh.or(inherited.mesh).unwrap_or(false),
+            mode: policy.kernel_mode(),
+            policy,
+            exclusions: self.interner.exclusions.intern(&Arc::new(exclusions)),
+            location: loaded.location.clone(),
+        }
+    }
 }
 
-/// Pods that have not finished.
-pub(super) fn live_pods(input: &Input) -> impl Iterator<Item = (&Loaded, &Pod)> {
-    input.objects.iter().filter_map(|loaded| match &*loaded.object {
-        Object::Pod(pod) if !pod.finished => Some((loaded, pod)),
-        _ => None,
-    })
+/// One that lost all its addresses to others: there is nothing left that could be told to be its own.
+fn has_lost_all(pod: &Pod, is_own: impl Fn(IpAddr) -> bool) -> bool {
+    !pod.host_network && !pod.addresses.is_empty() && !pod.addresses.iter().any(|address| is_own(*address))
 }
 
 /// The addresses that a pod claims for itself; one of the node's network has none of its own.
@@ -94,55 +113,72 @@ pub(super) fn claimed(pod: &Pod) -> &[IpAddr] {
     if pod.host_network { &[] } else { &pod.addresses }
 }
 
-fn workload(
-    site: &Site,
-    loaded: &Loaded,
-    pod: &Pod,
-    inherited: &Settings,
-    addresses: Vec<IpAddr>,
-    policy: Arc<InboundPolicy>,
-) -> Workload {
-    fn first<T: Clone>(own: Option<&T>, inherited: Option<&T>) -> Option<T> {
-        own.or(inherited).cloned()
+/// The pod of this node that each named network namespace belongs to.
+#[derive(Debug, Default)]
+pub(super) struct Owners {
+    /// Pods of this node that name one.
+    claimants: BTreeSet<ObjectName>,
+    owners: HashMap<PathBuf, ObjectName>,
+}
+
+impl Owners {
+    /// A pod was replaced. Returns whether it names no network namespace any more.
+    pub(super) fn change(&mut self, name: &ObjectName, now: Option<&Object>, node: &str) -> bool {
+        if netns_here(now, node).is_some() {
+            self.claimants.insert(name.clone());
+            return false;
+        }
+        self.claimants.remove(name)
     }
-    let own = &pod.settings;
-    Workload {
-        name: loaded.key.name.clone(),
-        identity: Arc::new(Identity {
-            trust_domain: Arc::clone(&site.trust_domain),
-            namespace: Arc::clone(&loaded.key.name.namespace),
-            service_account: Arc::clone(&pod.service_account),
-        }),
-        node: pod.node.clone(),
-        addresses,
-        netns: own.netns.as_ref().filter(|_| !pod.host_network).map(|netns| netns.path.clone()),
-        uid: pod.uid.clone(),
-        host_network: pod.host_network,
-        enrolled: own.mesh.or(inherited.mesh).unwrap_or(false),
-        mode: policy.kernel_mode(),
-        policy,
-        exclusions: Exclusions {
-            outbound_ports: first(own.outbound_ports.as_ref(), inherited.outbound_ports.as_ref()).unwrap_or_default(),
-            inbound_ports: first(own.inbound_ports.as_ref(), inherited.inbound_ports.as_ref()).unwrap_or_default(),
-            outbound_cidrs: first(own.outbound_cidrs.as_ref(), inherited.outbound_cidrs.as_ref()).unwrap_or_default(),
-            inbound_cidrs: first(own.inbound_cidrs.as_ref(), inherited.inbound_cidrs.as_ref()).unwrap_or_default(),
-        },
-        location: loaded.location.clone(),
+
+    /// Settles whose they are now. `is_own` says which addresses are a pod's own.
+    pub(super) fn settle(
+        &mut self,
+        objects: &Objects,
+        before: &Mesh,
+        node: &str,
+        is_own: impl Fn(IpAddr, &Key) -> bool,
+    ) {
+        let key = |name: &ObjectName| Key { kind: Kind::Pod, name: name.clone() };
+        let mut pods: Vec<Loaded> = self.claimants.iter().filter_map(|name| objects.get(&key(name))).collect();
+        pods.retain(|loaded| match &*loaded.object {
+            Object::Pod(pod) => !has_lost_all(pod, |address| is_own(address, &loaded.key)),
+            _ => false,
+        });
+        in_order_of_place(&mut pods);
+        let claims: Vec<(&Path, &ObjectName)> =
+            pods.iter().filter_map(|pod| Some((netns_here(Some(&pod.object), node)?, &pod.key.name))).collect();
+        let held = |path: &&Path, name: &&ObjectName| {
+            before.workloads.get(*name).is_some_and(|workload| workload.netns.as_deref() == Some(*path))
+        };
+        let owners = claims::settle(&claims, held);
+        let owner = |(path, at): (&Path, usize)| Some((path.to_owned(), claims.get(at)?.1.clone()));
+        self.owners = owners.into_iter().filter_map(owner).collect();
+    }
+
+    /// Pods of this node that name a network namespace.
+    pub(super) fn claimants(&self) -> impl Iterator<Item = &ObjectName> {
+        self.claimants.iter()
+    }
+
+    /// Whether one of the pods is such.
+    pub(super) fn concerns<'a>(&self, mut pods: impl Iterator<Item = &'a ObjectName>) -> bool {
+        !self.claimants.is_empty() && pods.any(|pod| self.claimants.contains(pod))
+    }
+
+    fn of(&self, path: &Path) -> Option<&ObjectName> {
+        self.owners.get(path)
     }
 }
 
-/// The pod of this node that each named network namespace belongs to.
-fn settle_netns<'a>(input: &'a Input, before: &Mesh, node: &str) -> HashMap<&'a Path, &'a ObjectName> {
-    let is_here = |pod: &Pod| !pod.host_network && pod.node.as_deref().is_none_or(|own| own == node);
-    let claims: Vec<(&Path, &ObjectName)> = live_pods(input)
-        .filter(|(_, pod)| is_here(pod))
-        .filter_map(|(loaded, pod)| Some((pod.settings.netns.as_ref()?.path.as_path(), &loaded.key.name)))
-        .collect();
-    let held = |path: &&Path, name: &&ObjectName| {
-        before.workloads.get(*name).is_some_and(|workload| workload.netns.as_deref() == Some(*path))
-    };
-    let owners = claims::settle(&claims, held);
-    owners.into_iter().filter_map(|(path, at)| Some((path, claims.get(at)?.1))).collect()
+/// The network namespace that a pod names, if it lives on `node`.
+fn netns_here<'a>(object: Option<&'a Object>, node: &str) -> Option<&'a Path> {
+    match object {
+        Some(Object::Pod(pod)) if !pod.finished && !pod.host_network && pod.is_on(node) => {
+            pod.settings.netns.as_ref().map(|netns| netns.path.as_path())
+        }
+        _ => None,
+    }
 }
 
 const NETNS_FIELD: &str = "metadata.annotations[mesh-agent.io/netns]";
@@ -155,7 +191,12 @@ fn shared_netns(loaded: &Loaded, pod: &Pod, owner: &ObjectName) -> Problem {
 }
 
 /// Why an enrolled pod of this node cannot be captured, if so.
-fn cannot_be_captured(loaded: &Loaded, pod: &Pod, workload: &Workload, input: &Input) -> Option<Problem> {
+fn cannot_be_captured(
+    loaded: &Loaded,
+    pod: &Pod,
+    workload: &Workload,
+    netns: &BTreeMap<PathBuf, u64>,
+) -> Option<Problem> {
     if pod.host_network {
         let message = "true: the pod has no network of its own to capture".into();
         return Some(problem(Reason::HostNetwork, loaded, "spec.hostNetwork", message));
@@ -168,7 +209,7 @@ fn cannot_be_captured(loaded: &Loaded, pod: &Pod, workload: &Workload, input: &I
         let message = "is missing: the agent cannot tell which network namespace is the pod's".into();
         return Some(problem(Reason::NetnsUnnamed, loaded, NETNS_FIELD, message));
     };
-    if input.netns.contains_key(path) {
+    if netns.contains_key(path) {
         return None;
     }
     let message = format!("{:?} is not a network namespace, or does not exist", path.display().to_string());

@@ -82,7 +82,7 @@ pub struct Cluster {
     health: Health,
     /// What has not been published yet.
     changes: Vec<Change>,
-    problems: Vec<Problem>,
+    problems: Arc<[Problem]>,
     has_changed: bool,
     is_published: bool,
     source: SourceState,
@@ -104,7 +104,7 @@ impl Cluster {
             timing,
             store: Store::default(),
             changes: Vec::new(),
-            problems: Vec::new(),
+            problems: Arc::default(),
             has_changed: false,
             is_published: false,
             source: SourceState::default(),
@@ -189,15 +189,18 @@ impl Cluster {
         let has_own_node = !self.store.is_empty(Kind::Node);
         let mut problems = self.health.problems(has_own_node);
         problems.extend(self.store.problems().cloned());
-        let is_news = is_first || !self.changes.is_empty() || problems != self.problems;
-        self.problems = problems;
+        let has_other_problems = *problems != *self.problems;
+        if has_other_problems {
+            self.problems = problems.into();
+        }
+        let is_news = is_first || !self.changes.is_empty() || has_other_problems;
         self.source.read_at = self.health.read_at();
         self.source.is_followed = self.health.is_followed();
         self.source.absent = self.health.absentees();
         self.source.objects = self.store.len();
         if !self.is_published {
             let node = Node { name: Arc::clone(&self.site.node), ..Node::default() };
-            let (problems, source) = (self.problems.clone(), self.source.clone());
+            let (problems, source) = (Arc::clone(&self.problems), self.source.clone());
             publish.send_replace(Arc::new(Mesh { node, problems, source, ..Mesh::default() }));
             return;
         }
@@ -216,7 +219,7 @@ impl Cluster {
 
     fn update(&mut self) -> Option<Arc<Mesh>> {
         let surroundings = Surroundings {
-            problems: self.problems.as_slice().into(),
+            problems: Arc::clone(&self.problems),
             netns: Arc::default(),
             source: self.source.clone(),
         };

@@ -91,14 +91,14 @@ fn a_pod_as_kubectl_prints_it() {
     assert_eq!(entry.key.to_string(), "Pod shop/web-0");
     assert_eq!(entry.location.to_string(), "a.yaml:7");
     let expected = Pod {
-        settings: Settings {
+        settings: Arc::new(Settings {
             mesh: Some(true),
             mode: Some(Mode::Strict),
             netns: Some(Netns { path: "/run/netns/web-0".into(), line: 14 }),
             ..Settings::default()
-        },
+        }),
         uid: PodUid::parse("0f1f3f5f-0000-0000-0000-000000000000"),
-        labels: vec![("app".into(), "web".into()), ("mesh-agent.io/mesh".into(), "enabled".into())],
+        labels: [("app".into(), "web".into()), ("mesh-agent.io/mesh".into(), "enabled".into())].into(),
         service_account: "web".into(),
         node: Some("node-a".into()),
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
@@ -131,7 +131,7 @@ fn defaults_are_those_of_kubernetes() {
     assert_eq!(&*pod.service_account, "default");
     assert_eq!(pod.node, None);
     assert!(!pod.host_network && !pod.finished && pod.addresses.is_empty());
-    assert_eq!(pod.settings, Settings::default());
+    assert_eq!(*pod.settings, Settings::default());
 
     let Object::EndpointSlice(slice) = only(
         "apiVersion: discovery.k8s.io/v1
@@ -177,16 +177,18 @@ fn exclusions_are_lists_of_ports_and_blocks() {
     let settings = |annotations: &str| {
         pod(&format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a, annotations: {{{annotations}}}}}}}")).settings
     };
-    let ports = |list: &str| settings(&format!("mesh-agent.io/exclude-outbound-ports: '{list}'")).outbound_ports;
+    let ports =
+        |list: &str| settings(&format!("mesh-agent.io/exclude-outbound-ports: '{list}'")).outbound_ports.clone();
     assert_eq!(ports("9090, 80,8000-8002,80"), Some(vec![80, 8000, 8001, 8002, 9090]));
     assert_eq!(ports(""), Some(vec![]));
     assert_eq!(ports("1-256").unwrap().len(), 256);
     assert_eq!(settings("mesh-agent.io/exclude-inbound-ports: 22").inbound_ports, Some(vec![22]));
-    let cidrs =
-        settings("mesh-agent.io/exclude-inbound-cidrs: '10.1.2.3/8, fd00::1,::ffff:10.9.0.0/112'").inbound_cidrs;
+    let cidrs = settings("mesh-agent.io/exclude-inbound-cidrs: '10.1.2.3/8, fd00::1,::ffff:10.9.0.0/112'")
+        .inbound_cidrs
+        .clone();
     let expected = ["10.0.0.0/8", "10.9.0.0/16", "fd00::1/128"];
     assert_eq!(cidrs, Some(expected.map(|cidr| cidr.parse().unwrap()).to_vec()));
-    let netns = settings("mesh-agent.io/netns: /proc/7/ns/net").netns;
+    let netns = settings("mesh-agent.io/netns: /proc/7/ns/net").netns.clone();
     assert_eq!(netns.unwrap().path, PathBuf::from("/proc/7/ns/net"));
     // The annotation wins over the label.
     let text = "{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {mesh-agent.io/mesh: enabled},

@@ -132,7 +132,7 @@ fn everything_that_is_looked_at_is_read() {
         ],
     };
     let expected = AuthorizationPolicy {
-        selector: Selector(vec![("app".into(), "httpbin".into()), ("version".into(), "v1".into())]),
+        selector: Selector([("app".into(), "httpbin".into()), ("version".into(), "v1".into())].into()),
         is_attached: false,
         authorization: Arc::new(Authorization {
             name: ObjectName::new("foo", "httpbin"),

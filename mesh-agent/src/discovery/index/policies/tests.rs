@@ -36,7 +36,7 @@ fn mesh(policies: &str) -> Arc<Mesh> {
 }
 
 fn of<'a>(mesh: &'a Mesh, namespace: &str, name: &str) -> &'a Arc<InboundPolicy> {
-    &mesh.workloads[&ObjectName::new(namespace, name)].policy
+    &mesh.workloads.get(&ObjectName::new(namespace, name)).unwrap().policy
 }
 
 /// Modes of the three pods: of all ports, and of those that differ.
@@ -148,7 +148,7 @@ fn authorizations_are_selected_by_namespace_root_and_labels() {
 fn whom_a_policy_in_force_selects_the_kernel_closes() {
     let kernel = |policies: &str| {
         let mesh = mesh(policies);
-        mesh.workloads[&ObjectName::new("shop", "web-0")].mode
+        mesh.workloads.get(&ObjectName::new("shop", "web-0")).unwrap().mode
     };
     assert_eq!(kernel(""), Mode::Permissive);
     assert_eq!(kernel(&authorization("shop", "a", "")), Mode::Strict);
@@ -177,8 +177,9 @@ fn workloads_with_the_same_policy_share_it_across_snapshots() {
 #[test]
 fn a_change_voids_the_decisions_of_those_it_touches_and_of_nobody_else() {
     let mut fixture = Fixture::new();
-    let generations = |mesh: &Mesh| [1, 2, 3].map(|last| mesh.destination([10, 0, 0, last].into()).unwrap().generation);
-    let mut before = fixture.mesh(&pods());
+    let generations = |mesh: &Mesh| [1, 2, 3].map(|last| mesh.generation_of([10, 0, 0, last].into()));
+    let here = |text: &str| text.replace("nodeName: far", "nodeName: here");
+    let mut before = fixture.mesh(&here(&pods()));
     let deny = format!("{WEB}, action: DENY");
     for (policies, touched) in [
         (authorization("shop", "web", &deny), [true, false, false]),
@@ -189,7 +190,7 @@ fn a_change_voids_the_decisions_of_those_it_touches_and_of_nobody_else() {
         (peer("istio-system", "mesh", STRICT), [false, false, true]),
         (String::new(), [true; 3]),
     ] {
-        let after = fixture.mesh(&(pods() + &policies));
+        let after = fixture.mesh(&here(&(pods() + &policies)));
         let (old, new) = (generations(&before), generations(&after));
         assert_eq!([0, 1, 2].map(|at| old[at] != new[at]), touched, "{policies}");
         assert_eq!(before.policies != after.policies, touched != [false; 3], "{policies}");
@@ -200,9 +201,13 @@ fn a_change_voids_the_decisions_of_those_it_touches_and_of_nobody_else() {
 #[test]
 fn another_identity_is_another_policy_for_what_is_open() {
     let mut fixture = Fixture::new();
-    let before = fixture.mesh(&pods());
-    let after = fixture.mesh(&pods().replacen("nodeName: far", "nodeName: far, serviceAccountName: web", 1));
+    let here = pods().replacen("nodeName: far", "nodeName: here", 1);
+    let before = fixture.mesh(&here);
+    let after = fixture.mesh(&here.replace("nodeName: here", "nodeName: here, serviceAccountName: web"));
     assert_ne!(before.policies, after.policies);
+    let elsewhere = fixture.mesh(&here.replace("nodeName: far", "nodeName: far, serviceAccountName: web"));
+    let again = fixture.mesh(&here);
+    assert_eq!(elsewhere.policies, again.policies, "nothing that this agent governs is of another node");
 }
 
 #[test]
