@@ -90,14 +90,6 @@ impl Agent {
         });
     }
 
-    /// Waits until it is ready.
-    ///
-    /// # Panics
-    /// When it does not become so.
-    pub fn await_ready(&self) {
-        within(START, "the agent is ready", || self.is_ready().then_some(()));
-    }
-
     /// Starts it on the node.
     pub fn spawn(node: &Node, arguments: &[&str]) -> Self {
         Self::spawn_with(node, Self::command(node, arguments), || {})
@@ -170,7 +162,13 @@ impl Agent {
     /// Whether it says so.
     pub fn is_ready(&self) -> bool {
         let answer = block_on(client::request(&self.run_dir, hyper::Method::GET, "/readyz", ""));
-        answer.is_ok_and(|(code, _)| code.is_success())
+        // Another one may answer, from which this one is to take over.
+        answer.is_ok_and(|(code, _)| code.is_success()) && self.is_in_charge()
+    }
+
+    /// Whether it is this one that answers for the node.
+    pub fn is_in_charge(&self) -> bool {
+        block_on(client::status(&self.run_dir)).is_ok_and(|status| status.pid == self.child.id())
     }
 
     /// Its status.
