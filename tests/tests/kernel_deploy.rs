@@ -143,6 +143,8 @@ fn kubeconfig(server: &ApiServer, cluster: &Cluster, account: &str, pod: &str) -
 fn start_authority(server: &ApiServer, cluster: &Cluster, extra: &[&str]) -> Authority {
     let others = [
         ("--listen", format!("{HERE}:15012")),
+        // It has no network of its own here, and the port is the agent's.
+        ("--http-address", "none".to_owned()),
         ("--kubeconfig", kubeconfig(server, cluster, "mesh-agent-ca", "ca-1").display().to_string()),
         ("--namespace", SYSTEM.to_owned()),
     ];
