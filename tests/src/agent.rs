@@ -90,14 +90,6 @@ impl Agent {
         });
     }
 
-    /// Waits until it is ready.
-    ///
-    /// # Panics
-    /// When it does not become so.
-    pub fn await_ready(&self) {
-        within(START, "the agent is ready", || self.is_ready().then_some(()));
-    }
-
     /// Starts it on the node.
     pub fn spawn(node: &Node, arguments: &[&str]) -> Self {
         Self::spawn_with(node, Self::command(node, arguments), || {})

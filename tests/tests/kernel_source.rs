@@ -175,7 +175,7 @@ fn a_restart_while_the_server_is_away_opens_nothing() {
     fixture.stop();
     agent.kill();
 
-    let agent = Agent::spawn(&fixture.node, &fixture.arguments());
+    let mut agent = Agent::spawn(&fixture.node, &fixture.arguments());
     // It runs and says what it waits for; it does not know yet whom it is to capture.
     let asked = || agent.run(&["status", "-o", "json"]).stdout;
     let status = within(RECONNECTED, "it is told that the server is away", || {
