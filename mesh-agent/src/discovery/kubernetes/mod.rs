@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     kubernetes::{Access, Error},
-    model::{Mesh, Node, Problem, SourceState},
+    model::{Mesh, Node},
 };
 use health::Health;
 use store::Store;
@@ -82,10 +82,9 @@ pub struct Cluster {
     health: Health,
     /// What has not been published yet.
     changes: Vec<Change>,
-    problems: Arc<[Problem]>,
+    surroundings: Surroundings,
     has_changed: bool,
     is_published: bool,
-    source: SourceState,
 }
 
 impl Cluster {
@@ -104,10 +103,9 @@ impl Cluster {
             timing,
             store: Store::default(),
             changes: Vec::new(),
-            problems: Arc::default(),
+            surroundings: Surroundings::default(),
             has_changed: false,
             is_published: false,
-            source: SourceState::default(),
         }
     }
 
@@ -119,7 +117,7 @@ impl Cluster {
     /// It is not known where the API server is, or the agent cannot be its client. That it does not answer is no error.
     pub async fn run(mut self, publish: channel::Sender<Arc<Mesh>>) -> Result<(), Error> {
         let server = self.access.server().await?;
-        self.source.description = format!("kubernetes {server}").into();
+        self.surroundings.source.description = format!("kubernetes {server}").into();
         let (tell, mut told) = mpsc::channel(AHEAD);
         let mut watches = JoinSet::new();
         for resource in resource::all(&self.site.node) {
@@ -136,6 +134,12 @@ impl Cluster {
             let due_at = due.unwrap_or(patience);
             tokio::select! {
                 () = publish.closed() => return Ok(()),
+                Some(Err(ended)) = watches.join_next() => {
+                    // A watch ends only by our will, or by a mistake of ours: then not only its kind is to stand still.
+                    if let Ok(panic) = ended.try_into_panic() {
+                        std::panic::resume_unwind(panic);
+                    }
+                }
                 _ = told.recv_many(&mut events, AHEAD) => {
                     for (kind, event) in events.drain(..) {
                         self.note(kind, event);
@@ -189,37 +193,32 @@ impl Cluster {
         let has_own_node = !self.store.is_empty(Kind::Node);
         let mut problems = self.health.problems(has_own_node);
         problems.extend(self.store.problems().cloned());
-        let has_other_problems = *problems != *self.problems;
+        let Surroundings { problems: before, source, .. } = &mut self.surroundings;
+        let has_other_problems = problems != **before;
         if has_other_problems {
-            self.problems = problems.into();
+            *before = problems.into();
         }
-        let is_news = is_first || !self.changes.is_empty() || has_other_problems;
-        self.source.read_at = self.health.read_at();
-        self.source.is_followed = self.health.is_followed();
-        self.source.absent = self.health.absentees();
-        self.source.objects = self.store.len();
+        source.read_at = self.health.read_at();
+        source.is_followed = self.health.is_followed();
+        source.absent = self.health.absentees();
+        source.objects = self.store.len();
         if !self.is_published {
             let node = Node { name: Arc::clone(&self.site.node), ..Node::default() };
-            let (problems, source) = (Arc::clone(&self.problems), self.source.clone());
+            let (problems, source) = (Arc::clone(before), source.clone());
             publish.send_replace(Arc::new(Mesh { node, problems, source, ..Mesh::default() }));
             return;
         }
-        let mesh = if is_news { self.update() } else { None };
+        let is_news = is_first || has_other_problems || !self.changes.is_empty();
+        let mesh = if is_news { self.index.apply(self.changes.drain(..), &self.surroundings) } else { None };
         if let Some(mesh) = mesh {
             tracing::debug!(version = mesh.version, problems = mesh.problems.len(), "read from the API server");
             publish.send_replace(mesh);
         } else {
-            let mesh = self.index.refresh(self.source.clone());
+            let mesh = self.index.refresh(self.surroundings.source.clone());
             publish.send_if_modified(|current| {
                 *current = mesh;
                 false
             });
         }
-    }
-
-    fn update(&mut self) -> Option<Arc<Mesh>> {
-        let surroundings =
-            Surroundings { problems: Arc::clone(&self.problems), netns: Arc::default(), source: self.source.clone() };
-        self.index.apply(self.changes.drain(..), &surroundings)
     }
 }

@@ -54,6 +54,8 @@ impl Arrived {
 pub(super) struct Store {
     kinds: HashMap<Kind, Collection>,
     problems: BTreeMap<Key, Vec<Problem>>,
+    /// Number of objects in force.
+    in_force: usize,
     /// Whether the problems are others than those that were looked at last.
     has_other_problems: bool,
 }
@@ -128,6 +130,8 @@ impl Store {
         } else if state == State::Nothing && was_there {
             changes.push(Change::Remove(key.clone()));
         }
+        self.in_force += usize::from(state != State::Nothing);
+        self.in_force -= usize::from(was_there);
         collection.held.insert(name, Held { version, state });
         self.has_other_problems |= if problems.is_empty() {
             self.problems.remove(&key).is_some()
@@ -142,6 +146,7 @@ impl Store {
         let key = Key { kind, name: name.clone() };
         if collection.held.remove(name).is_some_and(|held| held.state != State::Nothing) {
             changes.push(Change::Remove(key.clone()));
+            self.in_force -= 1;
         }
         self.has_other_problems |= self.problems.remove(&key).is_some();
     }
@@ -158,7 +163,7 @@ impl Store {
 
     /// Number of objects in force.
     pub(super) fn len(&self) -> usize {
-        self.kinds.values().flat_map(|kind| kind.held.values()).filter(|held| held.state != State::Nothing).count()
+        self.in_force
     }
 
     /// Whether none of a kind is known.
