@@ -20,6 +20,7 @@
 //! | [`explain`] | would it be allowed, and how would it go? Pure |
 //! | [`admin`] | the unix socket that `status` asks |
 //! | [`cli`] | the commands |
+//! | `fuzz` | what takes bytes from strangers, for fuzzers and tests only |
 //! | [`app`] | start order, top to bottom; the only file that knows every module |
 #![deny(unsafe_code)]
 
@@ -31,6 +32,8 @@ pub mod cli;
 pub mod datapath;
 pub mod discovery;
 pub mod explain;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub mod identity;
 pub mod kubernetes;
 pub mod model;

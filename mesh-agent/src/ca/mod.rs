@@ -9,6 +9,8 @@ pub mod csr;
 mod embedded;
 mod error;
 mod folder;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 pub mod grpc;
 mod istio;
 mod material;

@@ -9,6 +9,8 @@ mod annotations;
 mod field;
 pub mod file;
 mod folder;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod index;
 pub mod kubernetes;
 mod netns;

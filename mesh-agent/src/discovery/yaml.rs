@@ -51,6 +51,10 @@ impl Error {
     fn new(line: usize, message: impl Into<String>) -> Self {
         Self { line, message: message.into() }
     }
+
+    fn too_deep(line: usize) -> Self {
+        Self::new(line, format!("nested deeper than {MAX_DEPTH} levels, aliases included"))
+    }
 }
 
 impl From<ScanError> for Error {
@@ -92,11 +96,18 @@ struct Open {
     key: Option<(Box<str>, usize)>,
 }
 
+/// What aliases repeat.
+struct Anchored {
+    node: Node,
+    nodes: usize,
+    depth: usize,
+}
+
 #[derive(Default)]
 struct Builder {
     documents: Vec<Node>,
     open: Vec<Open>,
-    anchors: BTreeMap<usize, (Node, usize)>,
+    anchors: BTreeMap<usize, Anchored>,
     nodes: usize,
 }
 
@@ -117,15 +128,19 @@ impl Builder {
             Event::MappingStart(anchor, _) => self.begin(Value::Mapping(Vec::new()), anchor, line),
             Event::SequenceEnd | Event::MappingEnd => self.end(),
             Event::Alias(anchor) => {
-                let Some((_, nodes)) = self.anchors.get(&anchor) else {
+                let Some(&Anchored { nodes, depth, .. }) = self.anchors.get(&anchor) else {
                     return Err(Error::new(
                         line,
                         "an alias names an anchor that is not complete or of another document",
                     ));
                 };
                 // Counted before it is copied: aliases of aliases multiply.
-                self.count(*nodes, line)?;
-                let node = self.anchors.get(&anchor).map(|(node, _)| node.clone());
+                self.count(nodes, line)?;
+                // So is its depth: what walks the tree does so on the stack.
+                if self.open.len() + depth > MAX_DEPTH {
+                    return Err(Error::too_deep(line));
+                }
+                let node = self.anchors.get(&anchor).map(|anchored| anchored.node.clone());
                 node.map_or(Ok(()), |node| self.add(node, 0))
             }
         }
@@ -141,7 +156,7 @@ impl Builder {
 
     fn begin(&mut self, value: Value, anchor: usize, line: usize) -> Result<(), Error> {
         if self.open.len() == MAX_DEPTH {
-            return Err(Error::new(line, format!("nested deeper than {MAX_DEPTH} levels")));
+            return Err(Error::too_deep(line));
         }
         self.count(1, line)?;
         self.open.push(Open { node: Node { line, value }, anchor, key: None });
@@ -164,7 +179,8 @@ impl Builder {
         if anchor > 0 {
             let nodes = size(&node);
             self.count(nodes, node.line)?;
-            self.anchors.insert(anchor, (node.clone(), nodes));
+            let depth = depth(&node);
+            self.anchors.insert(anchor, Anchored { node: node.clone(), nodes, depth });
         }
         let Some(parent) = self.open.last_mut() else {
             self.documents.push(node);
@@ -194,6 +210,14 @@ fn size(node: &Node) -> usize {
     }
 }
 
+fn depth(node: &Node) -> usize {
+    match &node.value {
+        Value::Null | Value::Scalar { .. } => 0,
+        Value::Sequence(items) => 1 + items.iter().map(depth).max().unwrap_or_default(),
+        Value::Mapping(entries) => 1 + entries.iter().map(|entry| depth(&entry.node)).max().unwrap_or_default(),
+    }
+}
+
 /// Resolves `<<`: the keys of the mappings it holds, as far as the mapping itself has them not.
 fn merge(entries: &mut Vec<Entry>) {
     let Some(at) = entries.iter().position(|entry| &*entry.key == "<<") else { return };
@@ -202,10 +226,10 @@ fn merge(entries: &mut Vec<Entry>) {
         Value::Sequence(items) => items,
         _ => vec![merged.node],
     };
+    let mut known: BTreeSet<_> = entries.iter().map(|entry| entry.key.clone()).collect();
     for mapping in mappings {
         let Value::Mapping(more) = mapping.value else { continue };
-        let own: BTreeSet<_> = entries.iter().map(|entry| entry.key.clone()).collect();
-        entries.extend(more.into_iter().filter(|entry| !own.contains(&entry.key)));
+        entries.extend(more.into_iter().filter(|entry| known.insert(entry.key.clone())));
     }
 }
 
@@ -270,9 +294,14 @@ mod tests {
             let items = vec![format!("*a{}", level - 1); 10].join(", ");
             aliases.extend([format!("a{level}: &a{level} [{items}]\n")]);
         }
+        let mut nested = "a0: &a0 x\n".to_owned();
+        for level in 1..20 {
+            let (open, close) = ("[".repeat(60), "]".repeat(60));
+            nested.extend([format!("a{level}: &a{level} {open}*a{} {close}\n", level - 1)]);
+        }
         let brackets = "[".repeat(100_000);
         let dashes = "- ".repeat(100_000);
-        for bomb in [aliases, brackets, dashes] {
+        for bomb in [aliases, nested, brackets, dashes] {
             documents(&bomb).unwrap_err();
         }
     }

@@ -10,6 +10,8 @@
 
 mod error;
 mod finder;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod names;
 mod process;
 mod tree;

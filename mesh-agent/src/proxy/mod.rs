@@ -6,6 +6,14 @@ mod attempt;
 mod audited;
 pub mod direct;
 mod error;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz {
+    //! Targets for fuzzers.
+    pub use super::{
+        hbone::fuzz::{hbone_headers, hbone_server},
+        tls::fuzz::{tls_handshake, tls_records},
+    };
+}
 pub mod hbone;
 mod held;
 mod inbound;

@@ -26,7 +26,7 @@ impl fmt::Display for Problem {
 }
 
 /// Packages of the workspace.
-const MEMBERS: [&str; 5] = ["mesh-agent", "mesh-common", "mesh-ebpf", "tests", "xtask"];
+const MEMBERS: [&str; 6] = ["fuzz", "mesh-agent", "mesh-common", "mesh-ebpf", "tests", "xtask"];
 
 /// Checks the repository and prints what is wrong.
 pub(crate) fn run() -> Result<()> {

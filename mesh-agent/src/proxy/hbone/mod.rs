@@ -2,6 +2,8 @@
 //! per connection.
 
 pub(super) mod client;
+#[cfg(any(fuzzing, test))]
+pub(super) mod fuzz;
 pub(super) mod headers;
 pub(super) mod relay;
 pub(super) mod server;

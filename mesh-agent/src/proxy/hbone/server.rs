@@ -14,7 +14,7 @@ use rustls::ServerConfig;
 
 use super::{Stream, headers, relay};
 use crate::{
-    model::{Identity, OrigDst, Reason, Transport, Workload},
+    model::{Identity, ObjectName, OrigDst, Reason, Transport, Workload},
     proxy::{
         Accepted, Error, Pod, Worker, permit,
         tls::{self, Session, TlsStream},
@@ -81,15 +81,7 @@ async fn shake_hands(
 
 /// Takes tunnels until the caller or this agent has had enough; those that are open then go on.
 async fn run(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TlsStream, caller: Rc<Caller>) -> Result<(), Error> {
-    let handshake = Builder::new()
-        .initial_window_size(super::STREAM_WINDOW)
-        .initial_connection_window_size(super::CONNECTION_WINDOW)
-        .max_frame_size(super::FRAME)
-        .max_header_list_size(super::HEADERS * 4)
-        .max_send_buffer_size(super::SEND_BUFFER)
-        .data_frame_budget(super::SMALL_FRAMES)
-        .max_concurrent_streams(MOST_STREAMS)
-        .handshake::<_, Bytes>(stream);
+    let handshake = builder().handshake::<_, Bytes>(stream);
     let mut connection = tokio::time::timeout(worker.config.handshake_timeout, handshake)
         .await
         .map_err(|_| Error::Tunnel(Reason::HandshakeTimeout))?
@@ -121,6 +113,20 @@ async fn run(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TlsStream, caller: Rc<
             }
         }
     }
+}
+
+/// HTTP/2 as it is spoken with callers.
+pub(super) fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(super::STREAM_WINDOW)
+        .initial_connection_window_size(super::CONNECTION_WINDOW)
+        .max_frame_size(super::FRAME)
+        .max_header_list_size(super::HEADERS * 4)
+        .max_send_buffer_size(super::SEND_BUFFER)
+        .data_frame_budget(super::SMALL_FRAMES)
+        .max_concurrent_streams(MOST_STREAMS);
+    builder
 }
 
 /// Serves one tunnel; it ends in exactly one record.
@@ -164,15 +170,10 @@ async fn accept(
     request: &Parts,
     record: &mut Connection,
 ) -> Result<tokio::net::TcpStream, Error> {
-    let header = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
-    record.trace = header(headers::TRACEPARENT).and_then(headers::trace_in_traceparent);
-    record.peer_pod = header(headers::BAGGAGE).and_then(headers::pod_in_baggage);
+    let Claims { trace, pod: peer_pod, client } = claims(&request.headers, caller.address);
+    (record.trace, record.peer_pod) = (trace, peer_pod);
     let mesh = worker.mesh();
     let workload = mesh.workloads.get(&pod.name);
-    // Beyond four times as much the library refuses by itself, and nobody would be told.
-    if size(&request.headers) > super::HEADERS as usize {
-        return Err(Error::Tunnel(Reason::HboneBadRequest));
-    }
     let destination = destination(request, workload.map(Arc::as_ref), caller.local)?;
     record.original = Some(destination);
     if let Some(workload) = workload {
@@ -181,9 +182,26 @@ async fn accept(
     let flow = permit::from_certified(pod, &caller.identity, caller.address.ip(), destination);
     permit::check(worker, &mesh, &flow)?;
     worker.follow(pod, flow);
-    let client = client(caller.address, header(headers::FORWARDED));
     record.upstream = Some(destination);
     upstream::connect_to_app(worker, pod, OrigDst(destination), client).await
+}
+
+/// What a caller says of himself beside his certificate; it decides nothing.
+#[derive(Debug)]
+pub(super) struct Claims {
+    pub(super) trace: Option<u128>,
+    pub(super) pod: Option<ObjectName>,
+    /// Whom the app sees.
+    pub(super) client: SocketAddr,
+}
+
+pub(super) fn claims(headers: &HeaderMap, peer: SocketAddr) -> Claims {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    Claims {
+        trace: header(headers::TRACEPARENT).and_then(headers::trace_in_traceparent),
+        pod: header(headers::BAGGAGE).and_then(headers::pod_in_baggage),
+        client: client(peer, header(headers::FORWARDED)),
+    }
 }
 
 /// As HTTP/2 counts them (RFC 9113, 6.5.2).
@@ -192,8 +210,16 @@ fn size(headers: &HeaderMap) -> usize {
 }
 
 /// What a request asks for: a port of this very pod, and none of the agent's.
-fn destination(request: &Parts, workload: Option<&Workload>, local: SocketAddr) -> Result<SocketAddr, Error> {
+pub(super) fn destination(
+    request: &Parts,
+    workload: Option<&Workload>,
+    local: SocketAddr,
+) -> Result<SocketAddr, Error> {
     let bad = Error::Tunnel(Reason::HboneBadRequest);
+    // Beyond four times as much the library refuses by itself, and nobody would be told.
+    if size(&request.headers) > super::HEADERS as usize {
+        return Err(bad);
+    }
     if request.method != Method::CONNECT || request.extensions.get::<Protocol>().is_some() {
         return Err(bad);
     }
@@ -209,14 +235,14 @@ fn destination(request: &Parts, workload: Option<&Workload>, local: SocketAddr) 
 
 /// Whom the app sees. The address is taken from the TCP connection, which nobody can claim; `forwarded` adds the port that
 /// the app at the other end has.
-fn client(peer: SocketAddr, forwarded: Option<&str>) -> SocketAddr {
+pub(super) fn client(peer: SocketAddr, forwarded: Option<&str>) -> SocketAddr {
     forwarded
         .and_then(headers::client_in_forwarded)
         .filter(|client| client.ip() == peer.ip() && client.port() != 0)
         .unwrap_or(peer)
 }
 
-fn refusal(error: &Error) -> Result<Response<()>, http::Error> {
+pub(super) fn refusal(error: &Error) -> Result<Response<()>, http::Error> {
     let status = match error {
         Error::Tunnel(_) => StatusCode::BAD_REQUEST,
         Error::Refused(_) => StatusCode::FORBIDDEN,

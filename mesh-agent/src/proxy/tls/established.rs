@@ -81,6 +81,12 @@ impl Established {
         self.send.seal(Content::Data, pieces, out)
     }
 
+    /// Seals whatever the other end may not like.
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn say(&mut self, content: Content, plain: &[u8], out: &mut [u8]) -> Option<usize> {
+        self.send.seal(content, &[plain], out).ok()
+    }
+
     /// Whether a key update is to be sent before anything else.
     pub(super) fn owes_update(&self) -> bool {
         self.owes_update || self.send.sequence() >= self.limit

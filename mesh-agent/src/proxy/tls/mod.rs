@@ -2,6 +2,8 @@
 
 mod buffer;
 mod established;
+#[cfg(any(fuzzing, test))]
+pub(super) mod fuzz;
 mod handshake;
 mod handshakes;
 mod offers;

@@ -1,0 +1,4 @@
+//! Certificate signing requests.
+#![cfg_attr(fuzzing, no_main)]
+
+mesh_fuzz::target!(csr);

@@ -1,0 +1,4 @@
+//! Messages of gRPC.
+#![cfg_attr(fuzzing, no_main)]
+
+mesh_fuzz::target!(grpc);

@@ -1,0 +1,4 @@
+//! Records after the handshake.
+#![cfg_attr(fuzzing, no_main)]
+
+mesh_fuzz::target!(tls_records);
