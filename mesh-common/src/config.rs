@@ -36,6 +36,19 @@ pub struct Agent {
     pub keepalive_s: u32,
     /// Number of entries of `PENDING`. While it is 0 nobody looks for any.
     pub pending: u32,
+    /// Number of entries of `DRAINING`. While it is 0 nobody looks for any.
+    pub draining: u32,
+}
+
+/// An agent that was relieved by a younger one and has connections left; found by its thread group id in the initial pid
+/// namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Draining {
+    /// When it started, in clock ticks since boot: another process may get its number later.
+    pub started: u64,
+    /// Its process id, as agents see it.
+    pub pid: u32,
     /// Zero.
     pub reserved: u32,
 }

@@ -3,8 +3,8 @@
 use core::mem::{align_of, offset_of, size_of};
 
 use crate::{
-    Agent, Approval, Attempt, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, Flow, Inbound,
-    Pending, PortKey, Reach, Tuple, Worker, Workload,
+    Agent, Approval, Attempt, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Draining, Endpoint, Flow,
+    Inbound, Pending, PortKey, Reach, Tuple, Worker, Workload,
 };
 
 /// Size and alignment of each type; equal to the sum of its fields, so there is no padding anywhere.
@@ -28,6 +28,7 @@ macro_rules! layout {
 
 layout! {
     Agent: 6 * 4, 4;
+    Draining: 8 + 2 * 4, 8;
     Worker: 2 * 8, 8;
     Workload: 4 * 4 + 2 * 16, 4;
     Pending: 2 * 4, 4;

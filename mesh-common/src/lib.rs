@@ -2,7 +2,8 @@
 //!
 //! | map | type | key -> value | written by |
 //! |---|---|---|---|
-//! | `AGENT` | array, 1 entry | 0 -> [`Agent`] | agent, once per start |
+//! | `AGENT` | array, 1 entry | 0 -> [`Agent`] | agent |
+//! | `DRAINING` | hash | thread group id of an agent that was relieved -> [`Draining`] | agent |
 //! | `WORKERS` | array, [`maps::MAX_WORKERS`] | worker -> [`Worker`] | each worker, every [`WORKER_BEAT_MS`] ms |
 //! | `WORKLOADS` | hash | network namespace cookie -> [`Workload`] | agent |
 //! | `PENDING` | hash | cgroup id of a pod -> [`Pending`] | agent |

@@ -30,9 +30,13 @@ pub const MAX_PENDING: u32 = 2048;
 /// Bytes of the ring of held connections; the size of an entry times some hundreds.
 pub const ATTEMPTS_BYTES: u32 = 256 * 1024;
 
+/// Agents that were relieved by a younger one and have connections left.
+pub const MAX_DRAINING: u32 = 64;
+
 /// All map names, in the order of the table in the crate's documentation.
-pub const NAMES: [&str; 18] = [
+pub const NAMES: [&str; 19] = [
     "AGENT",
+    "DRAINING",
     "WORKERS",
     "WORKLOADS",
     "PENDING",

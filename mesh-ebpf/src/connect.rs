@@ -23,8 +23,8 @@ use mesh_ebpf::decide::{self, Outbound, Unarmed};
 use crate::{
     count::count,
     maps::{
-        ADDRESSES, AGENT, BACKENDS, DECISIONS, EXCLUDED_CIDRS, EXCLUDED_PORTS, FLOWS, PENDING, WORKLOADS, generation,
-        listens, reach,
+        ADDRESSES, AGENT, BACKENDS, DECISIONS, DRAINING, EXCLUDED_CIDRS, EXCLUDED_PORTS, FLOWS, PENDING, WORKLOADS,
+        generation, listens, reach,
     },
     worker,
 };
@@ -165,7 +165,7 @@ fn connect<const V6: bool>(ctx: &SockAddrContext, destination: Address) -> i32 {
 #[inline(always)]
 fn of_unarmed(destination: &Address) -> i32 {
     let Some(agent) = AGENT.get(0).filter(|agent| agent.pending > 0) else { return PASS };
-    if decide::stays_in_pod(destination) || (bpf_get_current_pid_tgid() >> 32) as u32 == agent.tgid {
+    if decide::stays_in_pod(destination) || is_agent(agent) {
         return PASS;
     }
     for level in 1..=PENDING_LEVELS {
@@ -285,8 +285,14 @@ fn connect_of_agent(sk: *mut c_void, destination: &Address, port: u32) -> i32 {
 /// The agent, if it is the one who connects.
 #[inline(always)]
 fn agent_itself() -> Option<&'static Agent> {
+    AGENT.get(0).filter(|agent| is_agent(agent))
+}
+
+/// Whether the current task is the agent's, or that of one which was relieved and still has connections to see to.
+#[inline(always)]
+fn is_agent(agent: &Agent) -> bool {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    AGENT.get(0).filter(|agent| agent.tgid == tgid)
+    tgid == agent.tgid || agent.draining > 0 && DRAINING.get_ptr(&tgid).is_some()
 }
 
 /// The options of the agent's upstream sockets: five system calls less per connection than if it set them itself.

@@ -8,17 +8,20 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use mesh_common::{
-    Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, Flow, Inbound,
-    LISTENER_ENTRIES, Pending, PortKey, Reach, Tuple, Worker, Workload,
+    Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Draining, Endpoint, Flow,
+    Inbound, LISTENER_ENTRIES, Pending, PortKey, Reach, Tuple, Worker, Workload,
     maps::{
-        ATTEMPTS_BYTES, GENERATION_SLOTS, MAX_ADDRESSES, MAX_APPROVED, MAX_BACKENDS, MAX_DECISIONS, MAX_EXCLUDED_CIDRS,
-        MAX_EXCLUDED_PORTS, MAX_HANDOVERS, MAX_NODE_ADDRESSES, MAX_PENDING, MAX_REACH, MAX_SLOTS, MAX_WORKERS,
+        ATTEMPTS_BYTES, GENERATION_SLOTS, MAX_ADDRESSES, MAX_APPROVED, MAX_BACKENDS, MAX_DECISIONS, MAX_DRAINING,
+        MAX_EXCLUDED_CIDRS, MAX_EXCLUDED_PORTS, MAX_HANDOVERS, MAX_NODE_ADDRESSES, MAX_PENDING, MAX_REACH, MAX_SLOTS,
+        MAX_WORKERS,
     },
 };
 use mesh_ebpf::decide;
 
 #[map]
 pub(crate) static AGENT: Array<Agent> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static DRAINING: HashMap<u32, Draining> = HashMap::with_max_entries(MAX_DRAINING, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static WORKERS: Array<Worker> = Array::with_max_entries(MAX_WORKERS, 0);
 #[map]

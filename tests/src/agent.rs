@@ -170,7 +170,13 @@ impl Agent {
     /// Whether it says so.
     pub fn is_ready(&self) -> bool {
         let answer = block_on(client::request(&self.run_dir, hyper::Method::GET, "/readyz", ""));
-        answer.is_ok_and(|(code, _)| code.is_success())
+        // Another one may answer, from which this one is to take over.
+        answer.is_ok_and(|(code, _)| code.is_success()) && self.is_in_charge()
+    }
+
+    /// Whether it is this one that answers for the node.
+    pub fn is_in_charge(&self) -> bool {
+        block_on(client::status(&self.run_dir)).is_ok_and(|status| status.pid == self.child.id())
     }
 
     /// Its status.

@@ -208,19 +208,13 @@ fn an_idle_agent_stops_at_once() {
 }
 
 #[test]
-fn a_second_agent_is_refused() {
+fn pins_are_not_shared_by_agents_of_two_run_folders() {
     if !require("kernel", kernel_tier) {
         return;
     }
     let pair = Pair::relayed();
     let _app = App::echo(&pair.server, 8080);
-    let mut second = Agent::command(&pair.node, &[]);
-    let output = second.stdin(Stdio::null()).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains(&format!("another agent is running (pid {})", pair.agent.pid())), "{said}");
-    assert!(said.contains("--run-dir"), "it says what to do: {said}");
-    // Nor with a run folder of its own, nor may anybody remove what the first has pinned.
+    // Nobody runs on it who could hand over, nor may anybody remove what the first has pinned.
     let folder = pair.node.folder.path().join("another");
     for verb in ["run", "cleanup"] {
         let mut other = std::process::Command::new(mesh_tests::agent::binary());

@@ -14,7 +14,7 @@ use tokio::{net::UnixStream, time};
 
 use crate::{
     admin::{query, socket_path},
-    model::{Audit, Certificates, Explanation, Status},
+    model::{Audit, Certificates, DrainingAgent, Explanation, HandoverAnswer, HandoverRequest, Status},
 };
 
 /// How long an agent may take to answer.
@@ -70,6 +70,18 @@ pub enum Error {
     Schema(#[from] serde_json::Error),
 }
 
+impl Error {
+    /// Whether the agent does not know what it was asked for: it is of an older version.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
+    }
+
+    /// Whether the agent may be asked again at once.
+    pub fn is_for_now(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if *status == StatusCode::SERVICE_UNAVAILABLE)
+    }
+}
+
 /// Asks the agent of `run_dir` for its status.
 pub async fn status(run_dir: &Path) -> Result<Status, Error> {
     get(run_dir, "/v1/status").await
@@ -93,15 +105,36 @@ pub async fn explain(run_dir: &Path, source: &str, destination: &str, port: u16)
 
 async fn get<T: DeserializeOwned>(run_dir: &Path, path: &str) -> Result<T, Error> {
     let (code, body) = request(run_dir, Method::GET, path, "").await?;
+    read(code, &body)
+}
+
+fn read<T: DeserializeOwned>(code: StatusCode, body: &[u8]) -> Result<T, Error> {
     if code != StatusCode::OK {
-        return Err(Error::Refused { status: code, body: String::from_utf8_lossy(&body).trim().to_owned() });
+        return Err(Error::Refused { status: code, body: String::from_utf8_lossy(body).trim().to_owned() });
     }
-    Ok(serde_json::from_slice(&body)?)
+    Ok(serde_json::from_slice(body)?)
+}
+
+/// A step of a hand-over, said to whoever answers on `socket`.
+pub async fn hand_over(socket: &Path, request: &HandoverRequest) -> Result<HandoverAnswer, Error> {
+    let body = serde_json::to_string(request)?;
+    let (code, body) = request_at(socket, Method::POST, "/v1/handover", &body).await?;
+    read(code, &body)
+}
+
+/// How many connections an agent that was relieved has left.
+pub async fn draining(socket: &Path) -> Result<DrainingAgent, Error> {
+    let (code, body) = request_at(socket, Method::GET, "/v1/handover", "").await?;
+    read(code, &body)
 }
 
 /// One request; the answer's status and body.
 pub async fn request(run_dir: &Path, method: Method, path: &str, body: &str) -> Result<(StatusCode, Bytes), Error> {
-    let socket = socket_path(run_dir);
+    request_at(&socket_path(run_dir), method, path, body).await
+}
+
+async fn request_at(socket: &Path, method: Method, path: &str, body: &str) -> Result<(StatusCode, Bytes), Error> {
+    let socket = socket.to_path_buf();
     let silent = |silence| Error::NoAgent { socket: socket.clone(), silence };
     match time::timeout(TIMEOUT, exchange(&socket, method, path, body)).await {
         Err(_) => Err(silent(Silence::Timeout)),

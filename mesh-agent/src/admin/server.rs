@@ -29,8 +29,10 @@ use tokio::{
 };
 
 use crate::{
-    admin::{query, socket_path},
-    model::{Audit, Certificates, Explanation, Status},
+    admin::{other_socket_path, query, socket_path},
+    model::{
+        Audit, Certificates, DrainingAgent, Explanation, HandoverAnswer, HandoverRefusal, HandoverRequest, Status,
+    },
 };
 
 /// Connections served at once; more of them wait in the accept queue.
@@ -41,6 +43,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest body of a request, in bytes.
 const MAX_BODY: usize = 4096;
+/// Longest step of a hand-over: accounts of all pods.
+const MAX_HANDOVER: usize = 256 * 1024;
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -57,6 +61,18 @@ pub trait Source: Send + Sync + 'static {
         destination: String,
         port: u16,
     ) -> impl Future<Output = Result<Explanation, String>> + Send;
+    /// A step of the hand-over to another agent, or from one, said by the process `pid`.
+    fn hand_over(
+        &self,
+        _request: HandoverRequest,
+        _pid: u32,
+    ) -> impl Future<Output = Result<HandoverAnswer, HandoverRefusal>> + Send {
+        async { Err(HandoverRefusal::Never("nothing is handed over here".to_owned())) }
+    }
+    /// The connections that are left, of an agent that was relieved.
+    fn draining(&self) -> DrainingAgent {
+        DrainingAgent { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").to_owned(), open: None }
+    }
     /// How the certificates stand.
     fn certificates(&self) -> Certificates;
     /// What the agent still waits for before it is ready; empty when it is.
@@ -88,7 +104,8 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
-    path: PathBuf,
+    /// Where it is, and where it is when it has made room for another.
+    paths: [PathBuf; 2],
     inode: (u64, u64),
 }
 
@@ -99,9 +116,14 @@ impl Server {
         let path = socket_path(run_dir);
         fs::create_dir_all(run_dir).map_err(|source| Error::Io { path: path.clone(), source })?;
         refuse_unless_stale(&path)?;
-        let new = run_dir.join(format!("admin.sock.{}", std::process::id()));
+        Self::replace(run_dir)
+    }
+
+    /// The same whoever listens on it: a running agent has made room.
+    pub fn replace(run_dir: &Path) -> Result<Self, Error> {
+        let (path, new) = (socket_path(run_dir), other_socket_path(run_dir, std::process::id()));
         match Self::publish(&new, &path) {
-            Ok((listener, inode)) => Ok(Self { listener, path, inode }),
+            Ok((listener, inode)) => Ok(Self { listener, paths: [path, new], inode }),
             Err(source) => {
                 let _gone = fs::remove_file(&new);
                 Err(Error::Io { path, source })
@@ -150,9 +172,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Another agent may have put its own in the place.
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode) {
-            let _gone = fs::remove_file(&self.path);
+        for path in &self.paths {
+            // Another agent may have put its own in the place.
+            if fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode) {
+                let _gone = fs::remove_file(path);
+            }
         }
     }
 }
@@ -172,10 +196,27 @@ fn refuse_unless_stale(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// The running agent makes room for another: its socket is found under a name of its own, too.
+pub fn make_room(run_dir: &Path) -> io::Result<()> {
+    let own = other_socket_path(run_dir, std::process::id());
+    let _left_by_another = fs::remove_file(&own);
+    fs::hard_link(socket_path(run_dir), own)
+}
+
+/// The opposite: the other one did not come.
+pub fn come_back(run_dir: &Path) -> io::Result<()> {
+    let own = other_socket_path(run_dir, std::process::id());
+    fs::rename(&own, socket_path(run_dir))?;
+    // Of two names of one file rename(2) removes neither.
+    let _gone = fs::remove_file(own);
+    Ok(())
+}
+
 async fn serve<S: Source>(stream: UnixStream, source: Arc<S>) {
+    let peer = stream.peer_cred().ok().and_then(|peer| peer.pid()).map_or(0, |pid| pid as u32);
     let service = service_fn(move |request| {
         let source = Arc::clone(&source);
-        async move { Ok::<_, Infallible>(answer(request, &*source).await) }
+        async move { Ok::<_, Infallible>(answer(request, peer, &*source).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -188,7 +229,7 @@ async fn serve<S: Source>(stream: UnixStream, source: Arc<S>) {
     }
 }
 
-async fn answer<S: Source>(request: Request<Incoming>, source: &S) -> Response<Full<Bytes>> {
+async fn answer<S: Source>(request: Request<Incoming>, peer: u32, source: &S) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     match (head.uri.path(), &head.method) {
         ("/v1/status", &Method::GET) => json(&source.status().await),
@@ -200,12 +241,15 @@ async fn answer<S: Source>(request: Request<Incoming>, source: &S) -> Response<F
             waiting if waiting.is_empty() => text(StatusCode::OK, "ready".to_owned()),
             waiting => text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}", waiting.join(", "))),
         },
+        ("/v1/handover", &Method::GET) => json(&source.draining()),
+        ("/v1/handover", &Method::POST) => hand_over(body, peer, source).await,
         ("/v1/log-level", &Method::PUT) => set_log_filter(body, source).await,
         (
             "/v1/status"
             | "/v1/policy/audit"
             | "/v1/policy/certificates"
             | "/v1/policy/explain"
+            | "/v1/handover"
             | "/healthz"
             | "/readyz"
             | "/v1/log-level",
@@ -244,6 +288,21 @@ async fn explain<S: Source>(query: &str, source: &S) -> Response<Full<Bytes>> {
     match source.explain(from, to, port).await {
         Ok(explanation) => json(&explanation),
         Err(error) => text(StatusCode::NOT_FOUND, error),
+    }
+}
+
+async fn hand_over<S: Source>(body: Incoming, peer: u32, source: &S) -> Response<Full<Bytes>> {
+    let Ok(body) = Limited::new(body, MAX_HANDOVER).collect().await else {
+        return text(StatusCode::BAD_REQUEST, format!("the body must be JSON of at most {MAX_HANDOVER} bytes"));
+    };
+    let request = match serde_json::from_slice(&body.to_bytes()) {
+        Ok(request) => request,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("not a step of a hand-over: {error}")),
+    };
+    match source.hand_over(request, peer).await {
+        Ok(answer) => json(&answer),
+        Err(HandoverRefusal::Later(why)) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+        Err(HandoverRefusal::Never(why)) => text(StatusCode::CONFLICT, why),
     }
 }
 

@@ -31,6 +31,7 @@ impl Source for Canned {
             pid: 7,
             uptime_seconds: 1,
             rss_bytes: 1,
+            draining: Vec::new(),
             node: NodeStatus {
                 name: "n".to_owned(),
                 zone: None,

@@ -1,6 +1,9 @@
 //! The admin server's way to the control loop.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -8,8 +11,11 @@ use super::{SetLogFilter, ShowCertificates, pages::Pulse};
 use crate::{
     admin::server::Source,
     explain::Query,
-    model::{Audit, Certificates, Explanation, PodNetwork, Status},
-    telemetry::unix_now,
+    model::{
+        Audit, Certificates, DrainingAgent, Explanation, HandoverAnswer, HandoverRefusal, HandoverRequest, PodNetwork,
+        Status,
+    },
+    telemetry::{WorkerCounters, unix_now},
 };
 
 /// What the control loop is asked.
@@ -24,6 +30,8 @@ pub(super) enum Question {
     Readiness(oneshot::Sender<Vec<String>>),
     /// What would become of a connection.
     Explain(Query, oneshot::Sender<Result<Explanation, String>>),
+    /// To go on in a hand-over, by the process with that number.
+    HandOver(HandoverRequest, u32, oneshot::Sender<Result<HandoverAnswer, HandoverRefusal>>),
 }
 
 /// The admin server's way to the control loop.
@@ -31,6 +39,7 @@ pub(super) struct Answers {
     ask: mpsc::Sender<Question>,
     set_log_filter: SetLogFilter,
     show_certificates: ShowCertificates,
+    workers: Vec<Arc<WorkerCounters>>,
     ready: AtomicBool,
     pub(super) pulse: Pulse,
 }
@@ -40,8 +49,10 @@ impl Answers {
         ask: mpsc::Sender<Question>,
         set_log_filter: SetLogFilter,
         show_certificates: ShowCertificates,
+        workers: Vec<Arc<WorkerCounters>>,
     ) -> Self {
-        Self { ask, set_log_filter, show_certificates, ready: AtomicBool::new(false), pulse: Pulse::default() }
+        let pulse = Pulse::default();
+        Self { ask, set_log_filter, show_certificates, workers, ready: AtomicBool::new(false), pulse }
     }
 
     pub(super) fn ready(&self) {
@@ -70,6 +81,20 @@ impl Source for Answers {
 
     async fn explain(&self, source: String, destination: String, port: u16) -> Result<Explanation, String> {
         self.ask(|answer| Question::Explain(Query { source, destination, port }, answer)).await
+    }
+
+    async fn hand_over(&self, request: HandoverRequest, pid: u32) -> Result<HandoverAnswer, HandoverRefusal> {
+        self.ask(|answer| Question::HandOver(request, pid, answer)).await
+    }
+
+    fn draining(&self) -> DrainingAgent {
+        let open = self.workers.iter().map(|worker| {
+            // Closed first: one that comes and goes meanwhile must not make the difference negative.
+            let closed = worker.closed.value();
+            worker.accepted.value().saturating_sub(closed)
+        });
+        let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").to_owned());
+        DrainingAgent { pid, version, open: Some(open.sum()) }
     }
 
     fn certificates(&self) -> Certificates {

@@ -8,8 +8,9 @@ use std::{
 };
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::MissedTickBehavior,
 };
 
@@ -18,11 +19,13 @@ use super::{
     answers::{Answers, Question},
     certificates, pages,
     pods::Pods,
+    process::Process,
     revoke::Revocations,
     status::{self, Watched},
 };
 use crate::{
-    datapath::{self, Attempt, Datapath},
+    admin::{lock::RunLock, server::Source},
+    datapath::{Attempt, Datapath},
     explain,
     identity::Identities,
     kubernetes::writeback,
@@ -43,6 +46,8 @@ const ADDRESSES_EVERY: u32 = 5;
 const ADDRESSES_STEP: Duration = Duration::from_millis(50);
 /// How many pods are marked as pending before it is looked again whether others run already.
 const MARKS: usize = 4;
+/// How long after a take-over what the former agent has approved may be on its way: one lost SYN is repeated within it.
+const ON_THE_WAY: Duration = Duration::from_secs(2);
 /// After the drain deadline, how long aborted connections have to send their RST.
 const AFTERMATH: Duration = Duration::from_millis(300);
 
@@ -54,6 +59,7 @@ pub(super) struct Parts {
     pub(super) identities: Arc<Identities>,
     pub(super) revocations: Revocations,
     pub(super) feed: Option<writeback::Feed>,
+    pub(super) close_http: oneshot::Sender<()>,
 }
 
 /// Everything that the control thread owns.
@@ -72,9 +78,65 @@ pub(super) struct Control {
     pub(super) answers: Arc<Answers>,
     /// Where the API server is told of the pods, if there is one.
     pub(super) feed: Option<writeback::Feed>,
-    held: Arc<Held>,
-    identities: Arc<Identities>,
-    snapshots: watch::Sender<Arc<Mesh>>,
+    /// Ends the HTTP listener: another agent has taken over.
+    pub(super) close_http: Option<oneshot::Sender<()>>,
+    /// Keeps other agents off the run folder; `None` once another has taken over.
+    pub(super) run_lock: Option<RunLock>,
+    /// Who is about to take over.
+    pub(super) newcomer: Option<Process>,
+    /// From whom this agent has taken over.
+    pub(super) predecessor: Option<Process>,
+    /// When that was.
+    pub(super) took_over: Option<Instant>,
+    /// The successor is being told what became of connections.
+    pub(super) telling: Option<JoinHandle<()>>,
+    /// Since a signal: when what is open then is reset.
+    pub(super) leaving: Option<Instant>,
+    pub(super) held: Arc<Held>,
+    pub(super) identities: Arc<Identities>,
+    pub(super) snapshots: watch::Sender<Arc<Mesh>>,
+    /// When generations are to be raised, if they were not at once: the kernel has those of another agent.
+    pub(super) generations_due: Option<Instant>,
+}
+
+/// What reaches the control loop from elsewhere.
+pub(super) struct Feeds {
+    /// Snapshots.
+    pub(super) found: watch::Receiver<Arc<Mesh>>,
+    /// Pods in the cgroup tree.
+    pub(super) pods: mpsc::UnboundedReceiver<node::Event>,
+    /// Questions of the admin socket.
+    pub(super) asked: mpsc::Receiver<Question>,
+    /// Whoever wants the agent to stop.
+    pub(super) signals: Signals,
+}
+
+/// SIGTERM and SIGINT.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Why the agent is in charge no more.
+enum Left {
+    /// It was told to stop.
+    Stopped,
+    /// Another one is about to take over.
+    Yielded(Process),
 }
 
 impl Control {
@@ -83,8 +145,9 @@ impl Control {
         parts: Parts,
         snapshots: watch::Sender<Arc<Mesh>>,
         answers: Arc<Answers>,
+        run_lock: Option<RunLock>,
     ) -> Self {
-        let Parts { datapath, mut workers, held, identities, revocations, feed } = parts;
+        let Parts { datapath, mut workers, held, identities, revocations, feed, close_http } = parts;
         let pods = Pods::new(&datapath, options.direct, options.keepalive);
         let feeds = workers.iter_mut().filter_map(|worker| worker.audit.take()).collect();
         Self {
@@ -102,8 +165,16 @@ impl Control {
             held,
             identities,
             snapshots,
+            generations_due: None,
             answers,
             feed,
+            close_http: Some(close_http),
+            run_lock,
+            newcomer: None,
+            predecessor: None,
+            took_over: None,
+            telling: None,
+            leaving: None,
         }
     }
 
@@ -117,15 +188,25 @@ impl Control {
         }
     }
 
-    /// Runs until a signal, then drains.
-    pub(super) async fn run(
-        mut self,
-        mut found: watch::Receiver<Arc<Mesh>>,
-        mut pods: mpsc::UnboundedReceiver<node::Event>,
-        mut asked: mpsc::Receiver<Question>,
-    ) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+    /// Runs until a signal, or until another agent takes over; then drains.
+    pub(super) async fn run(mut self, mut feeds: Feeds) -> anyhow::Result<()> {
+        loop {
+            match self.reign(&mut feeds).await? {
+                Left::Stopped => {
+                    self.drain(&mut feeds).await;
+                    return Ok(());
+                }
+                Left::Yielded(to) => {
+                    if self.await_relief(to, &mut feeds).await || !self.resume().await? {
+                        self.retire(&mut feeds).await;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn reign(&mut self, feeds: &mut Feeds) -> anyhow::Result<Left> {
         let mut tend = tokio::time::interval(TEND);
         tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut attempts = self.datapath.attempts()?;
@@ -142,12 +223,13 @@ impl Control {
             };
             tokio::select! {
                 biased;
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                () = feeds.signals.next() => if self.is_to_stop() {
+                    return Ok(Left::Stopped);
+                },
                 waiting = attempts.next() => waiting?.into_iter().for_each(|attempt| self.try_for(attempt)),
-                Some(event) = pods.recv() => {
+                Some(event) = feeds.pods.recv() => {
                     // All that has happened by now is one change.
-                    let more = std::iter::from_fn(|| pods.try_recv().ok());
+                    let more = std::iter::from_fn(|| feeds.pods.try_recv().ok());
                     let found = std::iter::once(event).chain(more);
                     let about = found.filter_map(|event| self.pods.networks.note(event)).collect();
                     next = self.react(&about);
@@ -156,9 +238,9 @@ impl Control {
                     let mesh = Arc::clone(&self.mesh);
                     self.pods.mark_some(&mut self.datapath, &mesh, MARKS);
                 }
-                changed = found.changed() => {
+                changed = feeds.found.changed() => {
                     changed?;
-                    let mesh = Arc::clone(&found.borrow_and_update());
+                    let mesh = Arc::clone(&feeds.found.borrow_and_update());
                     if mesh.version == 0 {
                         // Only what is wrong: what an earlier agent armed stays until it is known what is wanted.
                         self.mesh = mesh;
@@ -169,10 +251,12 @@ impl Control {
                     }
                 }
                 () = settled => next = self.pods.tend(&mut self.datapath, &self.workers),
-                Some(question) = asked.recv() => {
+                Some(question) = feeds.asked.recv() => {
                     // How the source stands changes without a publication.
-                    self.source = found.borrow().source.clone();
-                    self.answer(question).await;
+                    self.source = feeds.found.borrow().source.clone();
+                    if let Some(to) = self.answer(question).await {
+                        return Ok(Left::Yielded(to));
+                    }
                 }
                 _ = step.tick() => {
                     let mesh = Arc::clone(&self.mesh);
@@ -183,25 +267,24 @@ impl Control {
                     round = round.wrapping_add(1);
                     self.look_after(round);
                     next = self.pods.tend(&mut self.datapath, &self.workers);
+                    if self.is_left_alone() {
+                        return Ok(Left::Stopped);
+                    }
                 }
             }
         }
-        self.answers.pulse.drain();
-        tokio::select! {
-            () = self.drain() => {}
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(())
     }
 
     /// The order matters: first the kernel forgets what the former state allowed, then workers decide on the new one,
     /// then pods are disarmed and armed. Only what differs is looked at: most changes are of other nodes. Returns whether
     /// pods of this node were.
-    fn put_in_force(&mut self, mesh: &Arc<Mesh>) -> bool {
+    pub(super) fn put_in_force(&mut self, mesh: &Arc<Mesh>) -> bool {
         let first = self.mesh.version == 0;
-        if let Err(error) = self.set_generations(mesh) {
-            tracing::error!(%error, "generations cannot be written; the former snapshot stays in force");
+        if first && self.predecessor.is_some() {
+            // What the former agent has approved is on its way; what it decided is forgotten, and nothing can be decided
+            // anew until the generations are current.
+            self.generations_due = Some(Instant::now() + ON_THE_WAY);
+        } else if !self.make_current(mesh) {
             return false;
         }
         let before = std::mem::replace(&mut self.mesh, Arc::clone(mesh));
@@ -236,19 +319,35 @@ impl Control {
         concerns_pods
     }
 
-    fn set_generations(&mut self, mesh: &Mesh) -> Result<(), datapath::Error> {
-        if self.mesh.version > 0 {
+    /// Raises the generations in the kernel; what was decided on the former state is void.
+    fn make_current(&mut self, mesh: &Mesh) -> bool {
+        let result = if self.mesh.version > 0 && self.generations_due.is_none() {
             let differences = mesh.generations.differences(&self.mesh.generations);
             let changed = differences.into_iter().map(|(slot, _, now)| (*slot, now.copied().unwrap_or(0)));
-            return self.datapath.set_generations(changed);
+            self.datapath.set_generations(changed)
+        } else {
+            // The kernel may hold those of another agent.
+            let known = self.datapath.generations();
+            let wanted = (0..).zip(known).filter_map(|(slot, known)| {
+                let wanted = mesh.generation(slot);
+                (wanted != known).then_some((slot, wanted))
+            });
+            self.datapath.set_generations(wanted)
+        };
+        match result {
+            Ok(()) => self.generations_due = None,
+            Err(error) => {
+                tracing::error!(%error, "generations cannot be written; the former snapshot stays in force");
+                return false;
+            }
         }
-        // The kernel may hold those of an earlier agent.
-        let known = self.datapath.generations();
-        let wanted = (0..).zip(known).filter_map(|(slot, known)| {
-            let wanted = mesh.generation(slot);
-            (wanted != known).then_some((slot, wanted))
-        });
-        self.datapath.set_generations(wanted)
+        true
+    }
+
+    /// Lets the workers decide on it.
+    pub(super) fn publish(&self, mesh: &Arc<Mesh>) {
+        self.identities.want(&certificates::needed(mesh));
+        self.snapshots.send_replace(Arc::clone(mesh));
     }
 
     /// Pods have come or gone, or their networks.
@@ -278,6 +377,10 @@ impl Control {
         if round.is_multiple_of(ADDRESSES_EVERY) {
             self.refresh_node_addresses();
         }
+        if self.generations_due.is_some_and(|due| due <= Instant::now()) {
+            self.make_current(&mesh);
+        }
+        self.look_after_the_relieved();
         self.watch();
         self.held.sweep();
         self.tell_the_server();
@@ -305,32 +408,54 @@ impl Control {
     }
 
     /// The hooks stop redirecting, open connections have until the deadline. The pins stay: strict pods stay closed.
-    async fn drain(&mut self) {
-        let open = self.workers.iter().map(|w| w.counters.accepted.value() - w.counters.closed.value()).sum::<u64>();
-        let deadline = self.options.drain_deadline;
-        tracing::info!(open, deadline_s = deadline.as_secs_f64(), "draining");
+    async fn drain(&mut self, feeds: &mut Feeds) {
+        let deadline = *self.leaving.get_or_insert_with(|| Instant::now() + self.options.drain_deadline);
+        self.answers.pulse.drain();
+        tracing::info!(open = self.open(), deadline_s = self.options.drain_deadline.as_secs_f64(), "draining");
         let mut drained = Vec::new();
         for worker in &self.workers {
             let (done, wait) = oneshot::channel();
             worker.send(Command::Drain(done));
             drained.push(wait);
         }
-        let all = async {
-            for wait in drained {
-                let _ = wait.await;
+        let all = all(drained);
+        tokio::pin!(all);
+        let mut tend = tokio::time::interval(TEND);
+        loop {
+            tokio::select! {
+                () = &mut all => break,
+                () = feeds.signals.next() => break,
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    self.abort_all().await;
+                    break;
+                }
+                Some(question) = feeds.asked.recv() => drop(self.answer(question).await),
+                // Unless another agent has taken over by now.
+                _ = tend.tick(), if self.run_lock.is_some() => {
+                    self.look_after_the_relieved();
+                    self.pods.tend(&mut self.datapath, &self.workers);
+                    self.held.sweep();
+                }
             }
-        };
-        if tokio::time::timeout(deadline, all).await.is_err() {
-            tracing::warn!(reason = Reason::Drained.code(), "the drain deadline has passed; the rest is reset");
-            for worker in &self.workers {
-                worker.send(Command::AbortAll(Reason::Drained));
-            }
-            tokio::time::sleep(AFTERMATH).await;
         }
-        tracing::info!("stopped");
+        self.stopped().await;
     }
 
-    async fn answer(&mut self, question: Question) {
+    /// Relayed connections that are open.
+    pub(super) fn open(&self) -> u64 {
+        self.answers.draining().open.unwrap_or(0)
+    }
+
+    pub(super) async fn abort_all(&self) {
+        tracing::warn!(reason = Reason::Drained.code(), "the drain deadline has passed; the rest is reset");
+        for worker in &self.workers {
+            worker.send(Command::AbortAll(Reason::Drained));
+        }
+        tokio::time::sleep(AFTERMATH).await;
+    }
+
+    /// Answers; the process that is to take over from now on, if that was the question.
+    pub(super) async fn answer(&mut self, question: Question) -> Option<Process> {
         // Who asked may have gone.
         match question {
             Question::Status(answer) => drop(answer.send(status::of(self).await)),
@@ -342,6 +467,15 @@ impl Control {
                 let site = explain::Site { here, direct: self.options.direct };
                 drop(answer.send(explain::explain(site, &query).map_err(|error| error.to_string())));
             }
+            Question::HandOver(request, pid, answer) => return self.hand_over(&request, pid, answer).await,
         }
+        None
+    }
+}
+
+/// Waits until all are told.
+pub(super) async fn all(waits: Vec<oneshot::Receiver<()>>) {
+    for wait in waits {
+        let _ = wait.await;
     }
 }

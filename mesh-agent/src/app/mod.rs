@@ -4,14 +4,18 @@ mod answers;
 mod audit;
 mod certificates;
 mod control;
+mod handover;
 mod kernel;
 mod networks;
 mod pages;
 mod pending;
 mod pods;
+mod process;
 mod revoke;
 mod source;
 mod status;
+mod succession;
+mod takeover;
 mod told;
 mod vouched;
 
@@ -19,10 +23,12 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::succession::{Charge, Predecessor};
 
 use crate::{
-    admin::{self, http, lock::RunLock, server::Server},
+    admin::{self, http, server::Server},
     ca,
     datapath::{self, Datapath},
     discovery,
@@ -72,6 +78,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// `--drain-deadline`: how long open connections may go on after SIGTERM.
     pub drain_deadline: Duration,
+    /// `--stay`: whether, once relieved by another agent, to wait for a signal before ending.
+    pub stay: bool,
     /// `--keepalive`: idle time before TCP keepalive probes; zero for none.
     pub keepalive: Duration,
     /// `--node-address`: addresses that pass as the node's own, beside those found on its interfaces.
@@ -87,7 +95,13 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     options.source.check()?;
     std::fs::create_dir_all(&options.run_dir)
         .with_context(|| format!("cannot make --run-dir {}", options.run_dir.display()))?;
-    let _lock = RunLock::acquire(&options.run_dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the control runtime")?;
+    let pins = datapath::Pins::at(&options.bpffs);
+    let charge = runtime.block_on(succession::take_charge(&options.run_dir, pins.directory()))?;
+    let (run_lock, predecessor) = match charge {
+        Charge::Own(lock) => (Some(lock), None),
+        Charge::Anothers(predecessor) => (None, Some(predecessor)),
+    };
     raise_fd_limit();
 
     // The programs first: nothing is captured by them until a workload is armed.
@@ -96,7 +110,10 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         cgroup: options.cgroup.clone(),
         object: options.ebpf_object.clone(),
     };
-    let mut datapath = Datapath::load(&datapath_options)?;
+    let mut datapath = match &predecessor {
+        None => Datapath::load(&datapath_options)?,
+        Some(_) => Datapath::load_beside(&datapath_options)?,
+    };
     if datapath.mounted_bpffs() {
         let path = admin::mounted_path(&options.run_dir);
         std::fs::write(&path, options.bpffs.as_os_str().as_encoded_bytes())
@@ -104,7 +121,6 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     }
 
     // Then whoever vouches for the workloads; it need not answer yet.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the control runtime")?;
     let identities = {
         let _entered = runtime.enter();
         let trust_domain = options.trust_domain.clone();
@@ -117,8 +133,10 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let (snapshots, for_workers) = watch::channel(Arc::new(Mesh::default()));
     let held = Arc::new(proxy::Held::default());
     let workers = start_workers(&options, &datapath, &held, &identities, &for_workers)?;
-    datapath.introduce(workers.len() as u32, options.keepalive)?;
-    datapath.attach()?;
+    if predecessor.is_none() {
+        datapath.introduce(workers.len() as u32, options.keepalive)?;
+        datapath.attach()?;
+    }
 
     // Then the source of what is to be captured; control arms it.
     runtime.block_on(async {
@@ -129,9 +147,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             node: options.node_name.as_str().into(),
             trust_domain: options.trust_domain.as_str().into(),
             root_namespace: options.root_namespace.as_str().into(),
-            first_generation: first_generation(),
+            first_generation: first_generation(&datapath.generations(), predecessor.is_none()),
         };
-        let (tell, mut pods) = mpsc::unbounded_channel();
+        let (tell, pods) = mpsc::unbounded_channel();
         let finder = node::Finder::new(&options.cgroup, tell)?;
         let mut finder = tokio::spawn(finder.run());
         let mut source = tokio::spawn(options.source.clone().run(site, found));
@@ -140,20 +158,21 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             None => tokio::spawn(std::future::pending()),
         };
         let (ask, asked) = mpsc::channel(16);
-        let admin = Server::bind(&options.run_dir)?;
         let certificates = vouched::show(Arc::clone(&identities), &options.authority);
-        let answers = Arc::new(answers::Answers::new(ask, options.set_log_filter.clone(), certificates));
-        let mut admin = tokio::spawn(admin.run(Arc::clone(&answers)));
+        let counters = workers.iter().map(|worker| Arc::clone(&worker.counters)).collect();
+        let answers = Arc::new(answers::Answers::new(ask, options.set_log_filter.clone(), certificates, counters));
+        let (open, opened) = oneshot::channel();
+        let mut admin = tokio::spawn(serve_socket(opened, Arc::clone(&answers)));
         let pages = Arc::new(pages::AgentPages::new(Arc::clone(&answers), &workers));
-        let mut http = tokio::spawn(serve_http(options.http_address, pages)?);
+        let (close_http, closed) = oneshot::channel();
+        let mut http = tokio::spawn(serve_http(options.http_address, pages, closed)?);
         let revocations = revoke::Revocations::start(datapath.flows()?).context("the thread of revocations")?;
         let (feed, mut writes) = write_back(&options).await?;
-        let parts = control::Parts { datapath, workers, held, identities, revocations, feed };
-        let mut control = control::Control::new(options, parts, snapshots, answers);
-        // What runs already must be known before it is decided what of an earlier agent's is not wanted any more.
-        control.await_pods(&mut pods).await;
+        let parts = control::Parts { datapath, workers, held, identities, revocations, feed, close_http };
+        let feeds = control::Feeds { found: mesh, pods, asked, signals: control::Signals::new()? };
+        let control = control::Control::new(options, parts, snapshots, answers, run_lock);
         tokio::select! {
-            result = control.run(mesh, pods, asked) => result,
+            result = serve(control, feeds, predecessor, open) => result,
             end = &mut finder => Err(anyhow::anyhow!("looking for pods ended: {end:?}")),
             end = &mut source => Err(anyhow::anyhow!("the source of objects ended: {end:?}")),
             end = &mut admin => Err(anyhow::anyhow!("the admin socket ended: {end:?}")),
@@ -178,6 +197,7 @@ async fn write_back(options: &Options) -> anyhow::Result<(Option<writeback::Feed
 fn serve_http(
     address: http::Address,
     pages: Arc<pages::AgentPages>,
+    closed: oneshot::Receiver<()>,
 ) -> anyhow::Result<impl Future<Output = ()> + Send> {
     let listener = match address {
         http::Address::None => None,
@@ -187,11 +207,47 @@ fn serve_http(
         }
     };
     Ok(async move {
-        match listener {
-            Some(listener) => listener.run(pages).await,
-            None => std::future::pending().await,
+        if let Some(listener) = listener {
+            tokio::select! {
+                () = listener.run(pages) => return,
+                // It is for another agent now; this one has other things to end.
+                Ok(()) = closed => {}
+            }
         }
+        std::future::pending().await
     })
+}
+
+/// The admin socket, as soon as it is this agent's.
+async fn serve_socket(opened: oneshot::Receiver<Server>, answers: Arc<answers::Answers>) {
+    match opened.await {
+        Ok(admin) => admin.run(answers).await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Serves the pods until a signal, from the start or after having taken over from the agent that runs.
+async fn serve(
+    mut control: control::Control,
+    mut feeds: control::Feeds,
+    predecessor: Option<Predecessor>,
+    open: oneshot::Sender<Server>,
+) -> anyhow::Result<()> {
+    let Some(predecessor) = predecessor else {
+        control.begin().await;
+        let _ = open.send(Server::bind(&control.options.run_dir)?);
+        // What runs already must be known before it is decided what of an earlier agent's is not wanted any more.
+        control.await_pods(&mut feeds.pods).await;
+        return control.run(feeds).await;
+    };
+    let mut signals = control::Signals::new()?;
+    tokio::select! {
+        prepared = control.prepare(&predecessor, &mut feeds) => prepared?,
+        // The other agent has not been asked for anything.
+        () = signals.next() => return Ok(()),
+    }
+    let _ = open.send(control.take_over(predecessor).await?);
+    control.run(feeds).await
 }
 
 fn start_workers(
@@ -219,10 +275,16 @@ fn start_workers(
         .collect()
 }
 
+/// How many generations an agent that runs may count while another one makes itself ready.
+const GENERATIONS_BESIDE: u32 = 1 << 12;
+
 /// Where this process starts to count generations: never where an earlier one did, whose decisions may be about.
-fn first_generation() -> u32 {
+fn first_generation(known: &[u32], is_alone: bool) -> u32 {
     // Seconds, so that it wraps in 2106, when what is written today is long void.
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |since| since.as_secs() as u32)
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let last = known.iter().copied().max().unwrap_or(0);
+    let more = if is_alone { 1 } else { GENERATIONS_BESIDE };
+    now.map_or(1, |since| since.as_secs() as u32).max(last.saturating_add(more))
 }
 
 /// CPUs that this process may run on.

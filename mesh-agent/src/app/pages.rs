@@ -97,7 +97,10 @@ impl Pages for AgentPages {
     async fn stuck(&self) -> Vec<String> {
         let pulse = &self.answers.pulse;
         let mut stuck = Vec::new();
-        if !pulse.is_draining() && pulse.age() > PATIENCE {
+        if pulse.is_draining() {
+            return stuck;
+        }
+        if pulse.age() > PATIENCE {
             stuck.push(format!("the control loop has not come round for {} s", pulse.age().as_secs()));
         }
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64);

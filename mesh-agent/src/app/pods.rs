@@ -37,9 +37,11 @@ pub(super) struct Enrolled {
     identity: Arc<Identity>,
     pub(super) stage: Stage,
     /// Where held SYNs go, as long as the listeners are open.
-    limbo: Option<TcpListener>,
+    pub(super) limbo: Option<TcpListener>,
     /// What the kernel had counted when this agent took the pod over.
     pub(super) base: Counters,
+    /// Of what it has counted since: what came to the former agent still. `None` until that one has said so.
+    pub(super) elsewhere: Option<u64>,
 }
 
 /// How far on its way out a pod is.
@@ -53,7 +55,7 @@ pub(super) enum Stage {
 }
 
 impl Enrolled {
-    fn is_settling(&self) -> bool {
+    pub(super) fn is_settling(&self) -> bool {
         matches!(self.stage, Stage::Settling(_))
     }
 
@@ -89,8 +91,10 @@ pub(super) struct Pods {
     local: SharedMap<ObjectName, Arc<Workload>>,
     /// The last pod whose addresses were looked at.
     refreshed: Option<ObjectName>,
-    adopted: HashMap<u64, Slot>,
-    generation: u32,
+    pub(super) adopted: HashMap<u64, Slot>,
+    /// Whether what is adopted was another agent's until just now.
+    pub(super) has_predecessor: bool,
+    pub(super) generation: u32,
     keepalive: Duration,
     direct: bool,
 }
@@ -108,6 +112,7 @@ impl Pods {
             local: SharedMap::default(),
             refreshed: None,
             adopted,
+            has_predecessor: false,
             generation: 0,
             keepalive,
             direct,
@@ -214,8 +219,14 @@ impl Pods {
         }
         // A pod that left and still has connections keeps its slot and its counters; one that was replaced does not.
         let before = self.enrolled.remove(&workload.name);
+        // What came to it before is to be told by the agent that had it, if there is one.
+        let is_shared = self.has_predecessor && self.adopted.contains_key(&found.cookie);
+        let mut elsewhere = (!is_shared).then_some(0);
         let (slot, base, pod) = match before {
-            Some(before) if before.cookie == found.cookie => (before.slot, before.base, before.pod),
+            Some(before) if before.cookie == found.cookie => {
+                elsewhere = before.elsewhere;
+                (before.slot, before.base, before.pod)
+            }
             before => {
                 if let Some(replaced) = before {
                     retire(datapath, workers, &replaced);
@@ -245,6 +256,7 @@ impl Pods {
             stage,
             limbo,
             base,
+            elsewhere,
         };
         if let Err(error) = set.and_then(|()| datapath.arm(slot, enrolled.pod.netns.file(), &enrolled.config)) {
             retire(datapath, workers, &enrolled);
@@ -392,7 +404,7 @@ impl Pods {
         }
     }
 
-    fn next_generation(&mut self) -> u32 {
+    pub(super) fn next_generation(&mut self) -> u32 {
         self.generation += 1;
         self.generation
     }

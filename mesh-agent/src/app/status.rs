@@ -19,11 +19,11 @@ use super::{
     vouched,
 };
 use crate::{
-    admin::server::Source,
+    admin::{client, other_socket_path, server::Source},
     model::{
-        AuthorizationStatus, CertificateSummary, HookStatus, KernelStatus, Location, NamespaceStatus, NodeStatus,
-        ObjectName, PodState, PodStatus, Problem, Reason, RelayStatus, Severity, Shares, Status, WorkerStatus,
-        Workload,
+        AuthorizationStatus, CertificateSummary, DrainingAgent, HookStatus, KernelStatus, Location, NamespaceStatus,
+        NodeStatus, ObjectName, PodState, PodStatus, Problem, Reason, RelayStatus, Severity, Shares, Status,
+        WorkerStatus, Workload,
     },
 };
 
@@ -102,6 +102,7 @@ pub(super) async fn of(control: &mut Control) -> Status {
         pid: std::process::id(),
         uptime_seconds: control.started.elapsed().as_secs(),
         rss_bytes: rss_bytes(),
+        draining: draining(control).await,
         node: node(control, &pods, certificates.summary()),
         kernel: KernelStatus {
             release: uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default(),
@@ -116,6 +117,21 @@ pub(super) async fn of(control: &mut Control) -> Status {
         authorizations: authorizations(control),
         problems,
     }
+}
+
+/// Agents that were relieved, in their own words.
+async fn draining(control: &Control) -> Vec<DrainingAgent> {
+    let mut draining = Vec::new();
+    let pids = control.datapath.draining().into_iter().map(|(_, former)| former.pid);
+    for pid in pids.filter(|pid| *pid != std::process::id()) {
+        let socket = other_socket_path(&control.options.run_dir, pid);
+        let unknown = DrainingAgent { pid, version: String::new(), open: None };
+        draining.push(match tokio::time::timeout(BETWEEN_LOOKS, client::draining(&socket)).await {
+            Ok(Ok(agent)) => agent,
+            _ => unknown,
+        });
+    }
+    draining
 }
 
 fn node(control: &Control, pods: &[PodStatus], certificates: CertificateSummary) -> NodeStatus {
@@ -260,14 +276,10 @@ fn describe(control: &Control, name: &ObjectName, workload: Option<&Workload>, p
     let mut unaccounted = 0;
     let mut shares = Shares::default();
     if let Some(pod) = pod {
-        // The kernel first: what it counts afterwards, ours may have, and never the other way round.
+        unaccounted = pod.unaccounted(&control.datapath);
         c = control.datapath.counters(pod.slot).unwrap_or_default();
         (outbound, inbound) = audit::relayed(pod);
-        let counters = pod.pod.counters.iter();
-        let accepted: u64 = counters.map(|own| own.outbound.accepted() + own.inbound.accepted()).sum();
-        let handed = c.since(&pod.base);
-        shares = audit::shares(pod, &handed);
-        unaccounted = (handed.out_established + handed.out_orphaned + handed.in_established).saturating_sub(accepted);
+        shares = audit::shares(pod, &c.since(&pod.base));
     }
     if let Some(pending) = workload.and_then(|w| w.uid.as_ref()).and_then(|uid| control.pods.pending.get(uid)) {
         c = control.datapath.counters(pending.slot).unwrap_or_default();

@@ -73,6 +73,9 @@ pub(super) struct Args {
     /// How long open connections may go on after SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse, env = "MESH_AGENT_DRAIN_DEADLINE")]
     drain_deadline: Duration,
+    /// Once another agent has taken over and nothing is open, wait for SIGTERM instead of ending: where whoever started the agent would start it again
+    #[arg(long, env = "MESH_AGENT_STAY")]
+    stay: bool,
     /// Idle time before TCP keepalive probes on relayed connections; 0s for none
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse, env = "MESH_AGENT_KEEPALIVE")]
     keepalive: Duration,
@@ -138,6 +141,7 @@ fn options(args: Args, set_log_filter: app::SetLogFilter) -> anyhow::Result<app:
         workers,
         connect_timeout: args.connect_timeout,
         drain_deadline: args.drain_deadline,
+        stay: args.stay,
         keepalive: args.keepalive,
         node_addresses: args.node_address,
         ebpf_object: args.ebpf_object,

@@ -10,9 +10,9 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap},
 };
 use mesh_common::{
-    Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Endpoint, FLOW_DIRECT,
-    FLOW_OUTBOUND, FLOW_UPSTREAM, Flow, Inbound, Pending, PortKey, REACH_OPEN, REACH_REFUSED, Reach, Tuple, WAY_DIRECT,
-    WAY_RELAY, WAY_SERVICE, Worker, Workload,
+    Address, Agent, Approval, Backend, BackendKey, CidrKey, Counters, Decision, DecisionKey, Draining, Endpoint,
+    FLOW_DIRECT, FLOW_OUTBOUND, FLOW_UPSTREAM, Flow, Inbound, Pending, PortKey, REACH_OPEN, REACH_REFUSED, Reach,
+    Tuple, WAY_DIRECT, WAY_RELAY, WAY_SERVICE, Worker, Workload,
 };
 
 use super::{Error, Pins};
@@ -21,6 +21,7 @@ use crate::model::{OrigDst, Reachable, address};
 /// What the control thread writes and reads.
 pub(super) struct ControlMaps {
     pub(super) agent: Array<MapData, Agent>,
+    pub(super) draining: HashMap<MapData, u32, Draining>,
     pub(super) workloads: HashMap<MapData, u64, Workload>,
     pub(super) pending: HashMap<MapData, u64, Pending>,
     pub(super) addresses: HashMap<MapData, Address, Inbound>,
@@ -39,6 +40,7 @@ impl ControlMaps {
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             agent: open(pins, "AGENT")?,
+            draining: open(pins, "DRAINING")?,
             workloads: open(pins, "WORKLOADS")?,
             pending: open(pins, "PENDING")?,
             addresses: open(pins, "ADDRESSES")?,
@@ -54,9 +56,13 @@ impl ControlMaps {
         })
     }
 
-    /// Forgets what an earlier agent decided: its generations may come again.
+    /// Forgets what an earlier agent decided.
     pub(super) fn flush_decisions(&mut self) -> Result<(), Error> {
-        flush(&mut self.decisions)?;
+        flush(&mut self.decisions)
+    }
+
+    /// Forgets whose connections were on their way when an earlier agent ended.
+    pub(super) fn flush_approvals(&mut self) -> Result<(), Error> {
         flush(&mut self.approved)
     }
 }

@@ -1,5 +1,6 @@
 //! The kernel side: load, attach, pin, maps. The only user of aya.
 
+mod agents;
 mod attach;
 mod attempts;
 mod cleanup;
@@ -17,15 +18,14 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
-    time::Duration,
+    path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupSockAddr, SkLookup, SockOps},
 };
-use mesh_common::{ABI_VERSION, Address, Agent};
+use mesh_common::Address;
 
 pub use attempts::{Attempt, Attempts};
 pub use cleanup::{cleanup, unmount};
@@ -36,7 +36,7 @@ pub use object::object_built;
 pub use pins::Pins;
 pub use workload::{Listeners, Slot, WorkloadConfig};
 
-use self::maps::ControlMaps;
+use self::{maps::ControlMaps, pins::PinLock};
 use crate::{model::HookStatus, sys};
 
 /// Programs on the cgroup root, in the order in which they are attached: who only answers first, who captures last.
@@ -60,8 +60,9 @@ pub struct Datapath {
     ebpf: Ebpf,
     maps: ControlMaps,
     pins: Pins,
-    /// Keeps other agents off the pins.
-    _lock: pins::PinLock,
+    /// Keeps other agents off the pins; `None` while they are another's.
+    lock: Option<PinLock>,
+    bpffs: PathBuf,
     cgroup: PathBuf,
     /// Keys of `ADDRESSES`, by whose they are: the map is not looked through for every pod.
     addresses: HashMap<Slot, Vec<Address>>,
@@ -76,7 +77,18 @@ pub struct Datapath {
 impl Datapath {
     /// Loads the programs; maps that are pinned by an agent of the same ABI are adopted, with what is in them.
     pub fn load(options: &Options) -> Result<Self, Error> {
-        let (pins, lock, mounted) = Pins::prepare(&options.bpffs)?;
+        Self::load_with(options, |bpffs| PinLock::acquire(bpffs).map(Some))
+    }
+
+    /// The same beside a running agent: the maps are that one's until [`Datapath::own`].
+    pub fn load_beside(options: &Options) -> Result<Self, Error> {
+        Self::load_with(options, |_| Ok(None))
+    }
+
+    fn load_with(options: &Options, lock: impl FnOnce(&Path) -> Result<Option<PinLock>, Error>) -> Result<Self, Error> {
+        let mounted = Pins::mount(&options.bpffs)?;
+        let lock = lock(&options.bpffs)?;
+        let pins = Pins::prepare(&options.bpffs)?;
         let adopted = pins.map("WORKLOADS").exists();
         let mut loader = EbpfLoader::new();
         for name in mesh_common::maps::NAMES {
@@ -90,12 +102,34 @@ impl Datapath {
         load_program::<SockOps>(&mut ebpf, SOCK_OPS, SockOps::load)?;
         load_program::<SkLookup>(&mut ebpf, SK_LOOKUP, SkLookup::load)?;
         let maps = ControlMaps::open(&pins)?;
-        let mut addresses: HashMap<Slot, Vec<Address>> = HashMap::new();
-        for (address, inbound) in maps.addresses.iter().filter_map(Result::ok) {
-            addresses.entry(Slot(inbound.slot)).or_default().push(address);
+        let Options { bpffs, cgroup, .. } = options.clone();
+        let (addresses, pending) = (HashMap::new(), BTreeSet::new());
+        let mut datapath = Self { ebpf, maps, pins, lock, bpffs, cgroup, addresses, pending, adopted, mounted };
+        datapath.read_keys();
+        Ok(datapath)
+    }
+
+    /// Keeps other agents off the pins, and learns what is in the maps: from now on nobody else writes them.
+    ///
+    /// # Errors
+    /// [`Error::Held`]: another agent has them.
+    pub fn own(&mut self) -> Result<(), Error> {
+        self.lock = Some(PinLock::acquire(&self.bpffs)?);
+        self.read_keys();
+        Ok(())
+    }
+
+    /// The opposite: another agent may have the pins.
+    pub fn disown(&mut self) {
+        self.lock = None;
+    }
+
+    fn read_keys(&mut self) {
+        self.addresses.clear();
+        for (address, inbound) in self.maps.addresses.iter().filter_map(Result::ok) {
+            self.addresses.entry(Slot(inbound.slot)).or_default().push(address);
         }
-        let pending = maps.pending.keys().filter_map(Result::ok).collect();
-        Ok(Self { ebpf, maps, pins, _lock: lock, cgroup: options.cgroup.clone(), addresses, pending, adopted, mounted })
+        self.pending = self.maps.pending.keys().filter_map(Result::ok).collect();
     }
 
     /// Whether an earlier agent's state was adopted.
@@ -106,23 +140,6 @@ impl Datapath {
     /// Whether bpffs was mounted by this agent: then it is for `cleanup` to unmount.
     pub fn mounted_bpffs(&self) -> bool {
         self.mounted
-    }
-
-    /// Says who the agent is. From now on its own sockets pass.
-    ///
-    /// Their options are set by the connect hook; `keepalive` is one of them, in whole seconds, zero for none.
-    pub fn introduce(&mut self, workers: u32, keepalive: Duration) -> Result<(), Error> {
-        self.maps.flush_decisions()?;
-        let agent = Agent {
-            abi: ABI_VERSION,
-            // Kernels without tracepoints cannot say it; there, the node must not be a container.
-            tgid: sys::initial_tgid().unwrap_or_else(|_| std::process::id()),
-            workers,
-            keepalive_s: keepalive.as_secs() as u32,
-            pending: self.pending().len() as u32,
-            reserved: 0,
-        };
-        Ok(self.maps.agent.set(0, agent, 0)?)
     }
 
     /// Attaches the cgroup programs, or replaces the programs of the links that are there. Nothing is captured before

@@ -66,26 +66,29 @@ impl PinLock {
 }
 
 impl Pins {
-    /// Makes the directory and locks it; mounts bpffs where none is mounted, and says whether it did.
-    pub(super) fn prepare(bpffs: &Path) -> Result<(Self, PinLock, bool), Error> {
+    /// Mounts bpffs where none is mounted, and says whether it did.
+    pub(super) fn mount(bpffs: &Path) -> Result<bool, Error> {
         let fail = |source| Error::Bpffs { path: bpffs.to_owned(), source };
         fs::create_dir_all(bpffs).map_err(fail)?;
-        let mounts = !is_bpffs(bpffs);
-        if mounts {
-            mount(
-                Some("bpf"),
-                bpffs,
-                Some("bpf"),
-                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-                None::<&str>,
-            )
-            .map_err(|errno| fail(errno.into()))?;
-            tracing::info!(path = %bpffs.display(), "mounted bpffs");
+        if is_bpffs(bpffs) {
+            return Ok(false);
         }
-        let lock = PinLock::acquire(bpffs)?;
-        let directory = Self::root(bpffs).join(format!("v{ABI_VERSION}"));
-        fs::create_dir_all(&directory).map_err(|source| Error::Pin { path: directory.clone(), source })?;
-        Ok((Self { directory }, lock, mounts))
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("bpf"), bpffs, Some("bpf"), flags, None::<&str>).map_err(|errno| fail(errno.into()))?;
+        tracing::info!(path = %bpffs.display(), "mounted bpffs");
+        Ok(true)
+    }
+
+    /// Where they are.
+    pub fn at(bpffs: &Path) -> Self {
+        Self { directory: Self::root(bpffs).join(format!("v{ABI_VERSION}")) }
+    }
+
+    /// Makes the directory.
+    pub(super) fn prepare(bpffs: &Path) -> Result<Self, Error> {
+        let pins = Self::at(bpffs);
+        fs::create_dir_all(&pins.directory).map_err(|source| Error::Pin { path: pins.directory.clone(), source })?;
+        Ok(pins)
     }
 
     /// Everything that an agent of any version pins is below this.

@@ -74,6 +74,11 @@ impl Datapath {
         self.maps.workloads.iter().filter_map(Result::ok).map(|(cookie, w)| (cookie, Slot(w.slot))).collect()
     }
 
+    /// The highest generation that a workload has or had.
+    pub fn last_generation(&self) -> u32 {
+        self.maps.workloads.iter().filter_map(Result::ok).map(|(_, workload)| workload.generation).max().unwrap_or(0)
+    }
+
     /// The lowest slot that is in none of `taken`.
     pub fn free_slot(&self, taken: impl Fn(Slot) -> bool) -> Result<Slot, Error> {
         (1..MAX_SLOTS).map(Slot).find(|slot| !taken(*slot)).ok_or(Error::NoSlot(MAX_SLOTS - 1))

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CertificateSummary, Mode, ObjectName, PodState, Problem, Reason, Shares, Verdicted};
+use super::{CertificateSummary, DrainingAgent, Mode, ObjectName, PodState, Problem, Reason, Shares, Verdicted};
 
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Resident memory of the agent, in bytes.
     pub rss_bytes: u64,
+    /// Agents that this one or its predecessors have relieved, and that have connections left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<DrainingAgent>,
     /// The node.
     pub node: NodeStatus,
     /// The kernel.

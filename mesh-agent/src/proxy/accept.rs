@@ -28,7 +28,7 @@ pub struct Accepted {
 }
 
 /// Accepts until it is aborted.
-pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener, direction: Direction) {
+pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, listener: Rc<TcpListener>, direction: Direction) {
     let mut said: Option<Instant> = None;
     loop {
         match listener.accept().await {

@@ -79,6 +79,12 @@ impl Held {
         wait.await.ok()
     }
 
+    /// Whether no upstream connection is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !entries.values().any(|entry| matches!(entry, Entry::Connecting | Entry::Wanted(_)))
+    }
+
     /// Gives up what nobody came for.
     pub fn sweep(&self) {
         let now = Instant::now();

@@ -99,7 +99,7 @@ fn pick(endpoints: &[Endpoint], drawn: Option<SocketAddr>, random: u32) -> Optio
 
 /// Lets the kernel answer the next time, where it may.
 fn remember(worker: &Worker, mesh: &Mesh, pod: &Pod, destination: OrigDst) {
-    if !worker.config.direct {
+    if !worker.config.direct || worker.has_yielded.get() {
         return;
     }
     let mut backends = worker.backends.borrow_mut();

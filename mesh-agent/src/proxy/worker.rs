@@ -12,10 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_common::WORKER_BEAT_MS;
 use nix::{
     sched::{CpuSet, sched_setaffinity},
-    time::{ClockId, clock_gettime},
     unistd::Pid,
 };
 use rustls::ServerConfig;
@@ -30,6 +28,7 @@ use super::{
     attempt::{self, OPEN_FOR},
     direct::Backend,
     pool::Pool,
+    term::Relief,
     tls::{Handshakes, Offers},
     upstream::Sockets,
 };
@@ -68,6 +67,16 @@ pub enum Command {
     Abort(Arc<Pod>, Reason),
     /// The node's own addresses: what goes there does not leave the node.
     NodeAddresses(Arc<[IpAddr]>),
+    /// Beats from now on. Answered after the first one.
+    Begin(oneshot::Sender<()>),
+    /// Another agent is about to take over: no decision is written to the kernel any more. Answered when that is so.
+    Yield(oneshot::Sender<()>),
+    /// It did not: everything as before.
+    Resume,
+    /// The listeners in a pod, to be made known to the kernel once more.
+    Lend(Arc<Pod>, oneshot::Sender<PodListeners>),
+    /// The other agent has taken over: what is there goes on, nothing new comes.
+    Relieve(Relief),
     /// The agent stops: no more connections. Answered when the last one has ended.
     Drain(oneshot::Sender<()>),
     /// The agent has waited long enough: every connection ends.
@@ -119,24 +128,41 @@ pub struct Worker {
     /// Scratch space of the outbound spine.
     pub(super) backends: RefCell<Vec<Backend>>,
     pub(super) audit: Rc<Shard>,
+    /// Whether another agent is about to take over, or has.
+    pub(super) has_yielded: Cell<bool>,
     node_addresses: RefCell<Arc<[IpAddr]>>,
     mesh: RefCell<Arc<Mesh>>,
     random: Cell<u64>,
-    pods: RefCell<HashMap<u32, Served>>,
+    pub(super) pods: RefCell<HashMap<u32, Served>>,
+    /// The task that beats.
+    pub(super) beat: RefCell<Option<AbortHandle>>,
 }
 
 /// The tasks of one pod.
 #[derive(Default)]
-struct Served {
-    listeners: Vec<AbortHandle>,
+pub(super) struct Served {
+    pub(super) listeners: Vec<Listening>,
     /// Open connections, by their task.
-    connections: HashMap<task::Id, Open>,
+    pub(super) connections: HashMap<task::Id, Open>,
     /// Whether connections that carry others are to take no more of them.
-    closing: watch::Sender<bool>,
+    pub(super) closing: watch::Sender<bool>,
+}
+
+/// A listener and the task that accepts from it.
+pub(super) struct Listening {
+    pub(super) direction: Direction,
+    pub(super) socket: Rc<TcpListener>,
+    task: AbortHandle,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// An open connection.
-struct Open {
+pub(super) struct Open {
     task: AbortHandle,
     /// What it ends with when it is aborted.
     otherwise: Rc<Cell<Reason>>,
@@ -182,10 +208,12 @@ pub fn spawn(
             forbidden: RefCell::default(),
             backends: RefCell::default(),
             audit: Rc::new(shard),
+            has_yielded: Cell::new(false),
             node_addresses: RefCell::new(Arc::from([])),
             mesh: RefCell::new(Arc::clone(&mesh.borrow())),
             random: Cell::new(u64::from(index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             pods: RefCell::default(),
+            beat: RefCell::default(),
         });
         LocalSet::new().block_on(&runtime, worker.run(receiver, mesh));
         Ok(())
@@ -203,7 +231,6 @@ fn pin(cpu: usize) {
 
 impl Worker {
     async fn run(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>, mut mesh: watch::Receiver<Arc<Mesh>>) {
-        let beat = spawn_local(Self::beat(self.clone()));
         loop {
             tokio::select! {
                 // A pod is told of before its connections come, a snapshot before the pods in it.
@@ -223,8 +250,19 @@ impl Worker {
                     Some(Command::Close(pod)) => self.close(&pod),
                     Some(Command::Abort(pod, reason)) => self.abort(pod.slot, reason),
                     Some(Command::NodeAddresses(addresses)) => *self.node_addresses.borrow_mut() = addresses,
+                    Some(Command::Begin(begun)) => self.begin(begun),
+                    Some(Command::Yield(yielded)) => {
+                        self.has_yielded.set(true);
+                        let _ = yielded.send(());
+                    }
+                    Some(Command::Resume) => self.has_yielded.set(false),
+                    Some(Command::Lend(pod, answer)) => self.lend(&pod, answer),
+                    Some(Command::Relieve(relief)) => {
+                        self.stop_beating();
+                        spawn_local(Self::relieve(self.clone(), relief));
+                    }
                     Some(Command::Drain(drained)) => {
-                        beat.abort();
+                        self.stop_beating();
                         let _ = self.kernel.borrow_mut().beat(self.index, None);
                         spawn_local(Self::drain(self.clone(), drained));
                     }
@@ -440,16 +478,17 @@ impl Worker {
     }
 
     fn add(self: &Rc<Self>, pod: &Arc<Pod>, listeners: PodListeners) {
-        let start = |listener, direction| -> io::Result<AbortHandle> {
-            let listener = TcpListener::from_std(listener)?;
-            Ok(spawn_local(accept::run(Rc::clone(self), Arc::clone(pod), listener, direction)).abort_handle())
+        let start = |listener, direction| -> io::Result<Listening> {
+            let socket = Rc::new(TcpListener::from_std(listener)?);
+            let accepting = accept::run(Rc::clone(self), Arc::clone(pod), Rc::clone(&socket), direction);
+            Ok(Listening { direction, socket, task: spawn_local(accepting).abort_handle() })
         };
         let started = [start(listeners.outbound, Direction::Outbound), start(listeners.inbound, Direction::Inbound)];
         let mut pods = self.pods.borrow_mut();
         let served = pods.entry(pod.slot).or_default();
         for listener in started {
             match listener {
-                Ok(handle) => served.listeners.push(handle),
+                Ok(listening) => served.listeners.push(listening),
                 Err(error) => tracing::error!(pod = %pod.name, %error, "a listener cannot be registered"),
             }
         }
@@ -458,9 +497,7 @@ impl Worker {
     fn close(&self, pod: &Pod) {
         let mut pods = self.pods.borrow_mut();
         let Some(served) = pods.get_mut(&pod.slot) else { return };
-        for listener in served.listeners.drain(..) {
-            listener.abort();
-        }
+        served.listeners.clear();
         served.closing.send_replace(true);
         self.forget_peers(pod.slot);
         if served.connections.is_empty() {
@@ -471,52 +508,14 @@ impl Worker {
     fn abort(&self, slot: u32, reason: Reason) {
         self.forget_peers(slot);
         let Some(served) = self.pods.borrow_mut().remove(&slot) else { return };
-        for listener in served.listeners {
-            listener.abort();
-        }
         for connection in served.connections.values() {
             connection.abort(reason);
         }
     }
 
-    fn forget_peers(&self, slot: u32) {
+    pub(super) fn forget_peers(&self, slot: u32) {
         self.pool.close(slot);
         self.offers.borrow_mut().forget(slot);
-    }
-
-    async fn drain(self: Rc<Self>, drained: oneshot::Sender<()>) {
-        // What was redirected before the last beat was withdrawn is in the accept queues by now, or will be at once.
-        tokio::time::sleep(Duration::from_millis(WORKER_BEAT_MS)).await;
-        let slots: Vec<u32> = self.pods.borrow().keys().copied().collect();
-        for slot in slots {
-            if let Some(served) = self.pods.borrow_mut().get_mut(&slot) {
-                for listener in served.listeners.drain(..) {
-                    listener.abort();
-                }
-                served.closing.send_replace(true);
-            }
-        }
-        while self.counters.accepted.value() > self.counters.closed.value() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let _ = drained.send(());
-    }
-
-    /// Beats at a steady rate and says how late it was: a loop that is late is one that is overloaded.
-    async fn beat(self: Rc<Self>) {
-        let period = Duration::from_millis(WORKER_BEAT_MS);
-        let mut due = tokio::time::Instant::now();
-        loop {
-            let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64);
-            let lag = due.elapsed().as_nanos() as u64;
-            self.counters.beat_ns.set(now);
-            self.counters.lag_ns.set(lag);
-            if let Err(error) = self.kernel.borrow_mut().beat(self.index, Some((now, lag))) {
-                tracing::error!(worker = self.index, %error, "the worker cannot beat");
-            }
-            due = tokio::time::Instant::now() + period;
-            tokio::time::sleep_until(due).await;
-        }
     }
 }
 

@@ -7,9 +7,9 @@ use crate::{
     admin::server::{Server, Source},
     cli::{Cli, Command},
     model::{
-        Audit, AuthorityStatus, CertificateSummary, Certificates, Explanation, HookStatus, KernelStatus, Location,
-        Mode, NamespaceStatus, NodeStatus, ObjectName, PodState, PodStatus, Problem, Reason, RelayStatus, Severity,
-        Shares, Volume, WorkerStatus,
+        Audit, AuthorityStatus, CertificateSummary, Certificates, DrainingAgent, Explanation, HookStatus, KernelStatus,
+        Location, Mode, NamespaceStatus, NodeStatus, ObjectName, PodState, PodStatus, Problem, Reason, RelayStatus,
+        Severity, Shares, Volume, WorkerStatus,
     },
 };
 
@@ -92,6 +92,7 @@ fn healthy() -> Status {
         pid: 4121,
         uptime_seconds: 273_900,
         rss_bytes: 13_002_342,
+        draining: Vec::new(),
         node: NodeStatus {
             name: "worker-1".to_owned(),
             zone: Some("eu-1a".to_owned()),
@@ -181,6 +182,17 @@ async fn a_healthy_agent() {
     let report = shown(healthy(), &[]).await;
     assert_eq!(report.out, HEALTHY);
     assert_eq!((report.err.as_str(), report.code), ("", 0));
+}
+
+#[tokio::test]
+async fn relieved_agents_are_shown_with_what_they_have_left() {
+    let mut status = healthy();
+    let agent = |pid, version: &str, open| DrainingAgent { pid, version: version.to_owned(), open };
+    status.draining = vec![agent(4007, "0.0.9", Some(3)), agent(3999, "", None)];
+    let report = shown(status, &[]).await;
+    assert!(report.out.contains("  draining pid 4007 0.0.9, 3 connections left\n"), "{}", report.out);
+    assert!(report.out.contains("  draining pid 3999, it does not say"), "{}", report.out);
+    assert_eq!(report.code, 0, "that is no trouble");
 }
 
 #[tokio::test]

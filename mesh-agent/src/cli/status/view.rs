@@ -85,6 +85,12 @@ fn header(out: &mut String, status: &Status, paint: Paint) {
             node.direct
         ),
     );
+    for agent in &status.draining {
+        let left =
+            agent.open.map_or("it does not say what it has left".to_owned(), |open| format!("{open} connections left"));
+        let version = &agent.version;
+        line(out, "draining", &format!("{}, {left}", format!("pid {} {version}", agent.pid).trim_end()));
+    }
     line(
         out,
         "source",

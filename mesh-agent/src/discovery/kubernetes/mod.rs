@@ -218,11 +218,8 @@ impl Cluster {
     }
 
     fn update(&mut self) -> Option<Arc<Mesh>> {
-        let surroundings = Surroundings {
-            problems: Arc::clone(&self.problems),
-            netns: Arc::default(),
-            source: self.source.clone(),
-        };
+        let surroundings =
+            Surroundings { problems: Arc::clone(&self.problems), netns: Arc::default(), source: self.source.clone() };
         self.index.apply(self.changes.drain(..), &surroundings)
     }
 }
