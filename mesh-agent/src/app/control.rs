@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     admin::{lock::RunLock, server::Source},
-    datapath::{self, Attempt, Datapath},
+    datapath::{Attempt, Datapath},
     explain,
     identity::Identities,
     kubernetes::writeback,
@@ -95,8 +95,8 @@ pub(super) struct Control {
     pub(super) held: Arc<Held>,
     pub(super) identities: Arc<Identities>,
     pub(super) snapshots: watch::Sender<Arc<Mesh>>,
-    /// When the generations are to be raised in the kernel, if they were not at once.
-    generations_due: Option<Instant>,
+    /// When generations are to be raised, if they were not at once: the kernel has those of another agent.
+    pub(super) generations_due: Option<Instant>,
 }
 
 /// What reaches the control loop from elsewhere.
@@ -319,30 +319,29 @@ impl Control {
         concerns_pods
     }
 
-    fn set_generations(&mut self, mesh: &Mesh, is_behind: bool) -> Result<(), datapath::Error> {
-        if !is_behind {
-            let differences = mesh.generations.differences(&self.mesh.generations);
-            let changed = differences.into_iter().map(|(slot, _, now)| (*slot, now.copied().unwrap_or(0)));
-            return self.datapath.set_generations(changed);
-        }
-        // The kernel may hold those of an earlier agent.
-        let known = self.datapath.generations();
-        let wanted = (0..).zip(known).filter_map(|(slot, known)| {
-            let wanted = mesh.generation(slot);
-            (wanted != known).then_some((slot, wanted))
-        });
-        self.datapath.set_generations(wanted)
-    }
-
     /// Raises the generations in the kernel; what was decided on the former state is void.
     fn make_current(&mut self, mesh: &Mesh) -> bool {
-        let due = self.generations_due.take();
-        let result = self.set_generations(mesh, due.is_some() || self.mesh.version == 0);
-        if let Err(error) = &result {
-            tracing::error!(%error, "generations cannot be written; the former snapshot stays in force");
-            self.generations_due = due;
+        let result = if self.mesh.version > 0 && self.generations_due.is_none() {
+            let differences = mesh.generations.differences(&self.mesh.generations);
+            let changed = differences.into_iter().map(|(slot, _, now)| (*slot, now.copied().unwrap_or(0)));
+            self.datapath.set_generations(changed)
+        } else {
+            // The kernel may hold those of another agent.
+            let known = self.datapath.generations();
+            let wanted = (0..).zip(known).filter_map(|(slot, known)| {
+                let wanted = mesh.generation(slot);
+                (wanted != known).then_some((slot, wanted))
+            });
+            self.datapath.set_generations(wanted)
+        };
+        match result {
+            Ok(()) => self.generations_due = None,
+            Err(error) => {
+                tracing::error!(%error, "generations cannot be written; the former snapshot stays in force");
+                return false;
+            }
         }
-        result.is_ok()
+        true
     }
 
     /// Lets the workers decide on it.

@@ -208,8 +208,7 @@ impl Control {
         server::come_back(&self.options.run_dir)?;
         self.datapath.remain(self.workers.len() as u32, self.options.keepalive)?;
         self.datapath.attach()?;
-        // The newcomer may have written what it liked: everything is compared anew.
-        self.mesh = Arc::default();
+        self.generations_due = Some(Instant::now());
         self.pods.succeed(&self.datapath, false);
         self.pods.arm_again(&mut self.datapath, &self.workers).await?;
         for worker in &self.workers {
