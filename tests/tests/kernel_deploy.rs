@@ -58,7 +58,7 @@ fn capabilities() -> Vec<String> {
 fn command(kind: &str, name: &str, others: &[(&str, String)]) -> Command {
     let mut command = Command::new(binary());
     let is_other = |word: &String| others.iter().any(|(option, _)| word.split('=').next() == Some(*option));
-    command.args(words(&workload(kind, name)["args"]).iter().filter(|word| !is_other(word) && *word != "--stay"));
+    command.args(words(&workload(kind, name)["args"]).iter().filter(|word| !is_other(word)));
     command.args(others.iter().map(|(option, value)| format!("{option}={value}")));
     command
 }

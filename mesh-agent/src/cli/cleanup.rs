@@ -44,8 +44,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         out.push_str("nothing to clean\n");
     }
     print(&out)?;
-    while args.stay {
-        std::thread::park();
+    if args.stay {
+        loop {
+            std::thread::park();
+        }
     }
     Ok(0)
 }

@@ -24,7 +24,7 @@ const KUBECONFIG: &str = "MESH_TEST_KUBECONFIG";
 /// Names the image, which all nodes have.
 const IMAGE: &str = "MESH_TEST_IMAGE";
 /// How long things on a cluster may take.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(5);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
 /// Who writes.
