@@ -1,10 +1,11 @@
 //! From manifests to snapshots.
 //!
 //! [`file::Manifests`] watches a folder. Each change goes the same way: `folder` reads what changed, `yaml` and `parse`
-//! make objects and problems of it, `store` settles which version of each is in force, `index` joins them to the next
-//! [`crate::model::Mesh`]. All but `folder`, `watch`, `netns` and `file` is pure.
+//! make objects and problems of it, `store` settles which version of each is in force, `index` follows what that changes to
+//! the next [`crate::model::Mesh`]. All but `folder`, `watch`, `netns` and `file` is pure.
 
 mod annotations;
+pub mod feed;
 mod field;
 pub mod file;
 mod folder;
