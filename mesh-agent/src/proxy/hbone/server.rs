@@ -168,7 +168,7 @@ async fn accept(
     record.trace = header(headers::TRACEPARENT).and_then(headers::trace_in_traceparent);
     record.peer_pod = header(headers::BAGGAGE).and_then(headers::pod_in_baggage);
     let mesh = worker.mesh();
-    let workload = mesh.workloads.get(&pod.name);
+    let workload = mesh.workload(&pod.name);
     // Beyond four times as much the library refuses by itself, and nobody would be told.
     if size(&request.headers) > super::HEADERS as usize {
         return Err(Error::Tunnel(Reason::HboneBadRequest));
