@@ -173,7 +173,7 @@ async fn accept(
     let Claims { trace, pod: peer_pod, client } = claims(&request.headers, caller.address);
     (record.trace, record.peer_pod) = (trace, peer_pod);
     let mesh = worker.mesh();
-    let workload = mesh.workloads.get(&pod.name);
+    let workload = mesh.workload(&pod.name);
     let destination = destination(request, workload.map(Arc::as_ref), caller.local)?;
     record.original = Some(destination);
     if let Some(workload) = workload {
