@@ -1,6 +1,6 @@
 //! `cargo xtask dist`: the release binary, never with a stub inside.
 
-use std::fs;
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use anyhow::{Context, Result, bail};
 
@@ -35,12 +35,22 @@ pub(crate) fn run_verb() -> Result<()> {
     fs::create_dir_all(&dist)?;
     let finished = dist.join("mesh-agent");
     fs::copy(&built, &finished).with_context(|| format!("cannot write {}", finished.display()))?;
+    plugin(&dist)?;
     let shown = finished.strip_prefix(root()).unwrap_or(&finished);
     println!("{}: {:.1} MB, with {} programs:", shown.display(), binary.len() as f64 / 1e6, programs.len());
     for program in programs {
         println!("  {program}");
     }
     Ok(())
+}
+
+/// The name by which kubectl finds it as its plug-in.
+fn plugin(dist: &Path) -> Result<()> {
+    let plugin = dist.join("kubectl-mesh");
+    if plugin.is_symlink() {
+        fs::remove_file(&plugin)?;
+    }
+    symlink("mesh-agent", &plugin).with_context(|| format!("cannot make {}", plugin.display()))
 }
 
 /// Whether `inner` is a part of `outer`. Embedded objects are aligned, so only every eighth place is looked at.

@@ -13,6 +13,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource,
     api::{ListParams, Patch, PatchParams},
+    client::UpgradeConnectionError,
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -57,12 +58,23 @@ pub enum Error {
 impl Error {
     /// Whether the server said that this user may not.
     pub fn is_forbidden(&self) -> bool {
-        matches!(self, Self::Api { source, .. } if matches!(&**source, kube::Error::Api(status) if status.code == 403))
+        self.code() == Some(403)
     }
 
     /// Whether the server said that there is no such object.
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::Api { source, .. } if matches!(&**source, kube::Error::Api(status) if status.code == 404))
+        self.code() == Some(404)
+    }
+
+    /// With which the server refused.
+    fn code(&self) -> Option<u16> {
+        let Self::Api { source, .. } = self else { return None };
+        match &**source {
+            kube::Error::Api(status) => Some(status.code),
+            // A port-forward: what is refused has no body.
+            kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) => Some(code.as_u16()),
+            _ => None,
+        }
     }
 }
 

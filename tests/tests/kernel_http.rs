@@ -1,0 +1,109 @@
+//! The HTTP listener of the real agent: what probes, Prometheus and port-forwards get.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
+
+use mesh_agent::model::{PodNetwork, PodState, Status};
+use mesh_tests::{
+    App, Pair, Pod,
+    agent::kernel_tier,
+    eventually, require,
+    socket::{connect, connect_here, exchange, round_trip},
+};
+
+const PORT: u16 = 15020;
+
+/// Code and body of an answer, asked on a thread in the node's namespace or in a pod.
+fn get(from: impl FnOnce() -> std::net::TcpStream, path: &str) -> (u16, String) {
+    let mut stream = from();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn on_the_node(pair: &Pair, address: IpAddr, path: &str) -> (u16, String) {
+    let to = SocketAddr::new(address, PORT);
+    get(|| pair.node.namespace.run(|| connect_here(to)).unwrap(), path)
+}
+
+fn from_a_pod(pod: &Pod, node: IpAddr, path: &str) -> (u16, String) {
+    get(|| connect(pod, (node, PORT).into()).unwrap(), path)
+}
+
+#[test]
+fn smoke_probes_metrics_and_the_status_are_served_over_http() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let pair = Pair::relayed();
+    let _app = App::echo(&pair.server, 8080);
+    round_trip(&pair.client, pair.server.at(8080)).unwrap();
+    pair.agent.settled("client");
+    let loopback: IpAddr = Ipv6Addr::LOCALHOST.into();
+    let node: IpAddr = pair.node.v4().into();
+
+    assert_eq!(on_the_node(&pair, loopback, "/livez"), (200, "live\n".to_owned()));
+    // As the kubelet asks: from and to the node's own address.
+    assert_eq!(on_the_node(&pair, node, "/readyz"), (200, "ready\n".to_owned()));
+    // As Prometheus does: from a pod.
+    let scraped = || from_a_pod(&pair.server, node, "/metrics").1;
+    for line in [
+        "mesh_agent_healthy 1",
+        "mesh_agent_pods{state=\"armed\"} 2",
+        "mesh_pod_connections_total{workload_namespace=\"shop\",workload_pod=\"client\",verdict=\"out_redirected\"} 1",
+        "mesh_connections_ended_total{reason=\"ok\"} 1",
+    ] {
+        eventually(line, || scraped().lines().any(|own| own == line).then_some(()));
+    }
+
+    let (code, body) = on_the_node(&pair, loopback, "/v1/status");
+    let status: Status = serde_json::from_str(&body).unwrap();
+    assert_eq!((code, status.pods.len(), status.pid), (200, 2, pair.agent.status().pid));
+    let (_, body) = on_the_node(&pair, loopback, "/v1/networks?namespace=shop");
+    let networks: Vec<PodNetwork> = serde_json::from_str(&body).unwrap();
+    assert_eq!(networks.len(), 2);
+    assert!(networks.iter().any(|pod| pod.sample.active_opens > 0), "{networks:?}");
+    assert_eq!(from_a_pod(&pair.client, node, "/v1/status").0, 403);
+}
+
+#[test]
+fn an_agent_that_drains_is_live_and_not_ready() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let pair = Pair::relayed();
+    let _app = App::echo(&pair.server, 8080);
+    let stream = connect(&pair.client, pair.server.at(8080)).unwrap();
+    exchange(&stream, "open").unwrap();
+    let loopback: IpAddr = Ipv6Addr::LOCALHOST.into();
+    pair.agent.terminate();
+    let (_, why) = eventually("it is not ready", || {
+        Some(on_the_node(&pair, loopback, "/readyz")).filter(|(code, _)| *code == 503)
+    });
+    assert!(why.contains("drains"), "{why}");
+    assert_eq!(on_the_node(&pair, loopback, "/livez").0, 200);
+    exchange(&stream, "still open").unwrap();
+}
+
+#[test]
+fn an_agent_that_cannot_arm_a_pod_says_which() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let pair = Pair::relayed();
+    pair.agent.await_state("client", PodState::Armed);
+    let loopback: IpAddr = Ipv6Addr::LOCALHOST.into();
+    // Two pods in one network namespace: the second cannot be armed.
+    let both = std::fs::read_to_string(pair.node.manifests().join("pods.yaml")).unwrap();
+    let twin = both + &pair.client.manifest(&[]).replace("  name: client", "  name: twin");
+    pair.node.write("pods.yaml", &twin);
+    let (_, why) = eventually("it is not ready", || {
+        Some(on_the_node(&pair, loopback, "/readyz")).filter(|(code, _)| *code == 503)
+    });
+    assert!(why.contains("pod shop/") && why.contains("network namespace"), "{why}");
+}
