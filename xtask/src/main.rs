@@ -6,6 +6,7 @@ mod command;
 mod demo;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod image;
 mod lab;
 mod test;
@@ -31,6 +32,8 @@ enum Verb {
     Test(test::Args),
     /// Measure against no mesh and other proxies
     Bench(bench::Args),
+    /// Look for inputs that do harm, with libFuzzer
+    Fuzz(fuzz::Args),
     /// Check the rules that no compiler checks: module edges, sizes, documents
     Tidy,
     /// Build the eBPF object and print its path and programs
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Tidy => tidy::run(),
         Verb::Ebpf(args) => ebpf::run_verb(&args),
         Verb::Dist => dist::run_verb(),
