@@ -214,7 +214,7 @@ fn serve_http(
                 Ok(()) = closed => {}
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
 }
 

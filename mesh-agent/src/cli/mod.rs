@@ -18,7 +18,7 @@ mod status;
 mod toggle;
 
 use std::{
-    ffi::OsString,
+    ffi::OsStr,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -114,7 +114,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let done = match for_cluster(cli.command, is_plugin(std::env::args_os().next())) {
+    let done = match for_cluster(cli.command, is_plugin(std::env::args_os().next().as_deref())) {
         Command::Run(args) => run::run(*args).map(|()| 0),
         Command::Ca(args) => ca::run(&args).map(|()| 0),
         Command::Status(args) => status::run(&args),
@@ -142,8 +142,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Whether it was called as a plug-in of kubectl, by the name that makes `kubectl mesh` of it.
-fn is_plugin(called: Option<OsString>) -> bool {
-    let name = called.as_deref().map(Path::new).and_then(Path::file_name);
+fn is_plugin(called: Option<&OsStr>) -> bool {
+    let name = called.map(Path::new).and_then(Path::file_name);
     name.is_some_and(|name| name.to_string_lossy().starts_with("kubectl-mesh"))
 }
 
@@ -177,8 +177,8 @@ mod tests {
 
     #[test]
     fn as_a_plug_in_of_kubectl_the_status_is_of_the_cluster() {
-        assert!(is_plugin(Some("/usr/local/bin/kubectl-mesh".into())));
-        assert!(!is_plugin(Some("/usr/local/bin/mesh-agent".into())) && !is_plugin(None));
+        assert!(is_plugin(Some(OsStr::new("/usr/local/bin/kubectl-mesh"))));
+        assert!(!is_plugin(Some(OsStr::new("/usr/local/bin/mesh-agent"))) && !is_plugin(None));
         for (is_plugin, flag, expected) in [(true, None, true), (false, None, false), (false, Some("--cluster"), true)]
         {
             let cli = Cli::try_parse_from(["x", "status"].into_iter().chain(flag)).unwrap();

@@ -13,7 +13,6 @@ use crate::model::{
 };
 
 const POD: [&str; 2] = ["workload_namespace", "workload_pod"];
-const IDENTITY: &[&str] = &["workload_namespace", "service_account"];
 
 /// The kernel's counters that are verdicts on single connections.
 const VERDICTS: [&str; 19] = [
@@ -81,8 +80,8 @@ families! {
     AUTHORIZATIONS "mesh_authorizations_total" Counter ["outcome", "reason"] "Connections that policies refused, ended or noted.";
     AUTHORITY "mesh_authority_answering" Gauge [] "Whether the certificate authority answered when it was last asked: 1, or 0.";
     CERTIFICATES "mesh_certificates" Gauge ["state"] "Identities of workloads of this node, by the state of their certificate.";
-    EXPIRY "mesh_certificate_expiry_timestamp_seconds" Gauge [IDENTITY[0], IDENTITY[1]] "Until when a certificate is valid, seconds since 1970.";
-    RENEWALS_FAILED "mesh_certificate_renewal_failures" Gauge [IDENTITY[0], IDENTITY[1]] "Requests for a certificate that failed in a row.";
+    EXPIRY "mesh_certificate_expiry_timestamp_seconds" Gauge ["workload_namespace", "service_account"] "Until when a certificate is valid, seconds since 1970.";
+    RENEWALS_FAILED "mesh_certificate_renewal_failures" Gauge ["workload_namespace", "service_account"] "Requests for a certificate that failed in a row.";
     CONNECTIONS "mesh_pod_connections_total" Counter [POD[0], POD[1], "verdict"] "What the kernel did with a pod's connections, by verdict.";
     RELAYED "mesh_pod_relayed_connections_total" Counter [POD[0], POD[1], "direction"] "Relayed connections.";
     RELAYED_FAILED "mesh_pod_relayed_connections_failed_total" Counter [POD[0], POD[1], "direction"] "Relayed connections that ended with a reason other than ok.";

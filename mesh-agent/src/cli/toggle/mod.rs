@@ -81,11 +81,11 @@ fn limit(text: &str) -> Result<f64, String> {
 pub(super) fn enable(args: EnableArgs) -> anyhow::Result<u8> {
     let limits = Limits { error_points: args.max_error_increase, latency_percent: args.max_latency_increase };
     let guard = args.auto_rollback.then_some((limits, args.observe));
-    run(plan(args.common, Toward::In, guard))
+    run(&plan(args.common, Toward::In, guard))
 }
 
 pub(super) fn disable(args: DisableArgs) -> anyhow::Result<u8> {
-    run(plan(args.common, Toward::Out, None))
+    run(&plan(args.common, Toward::Out, None))
 }
 
 fn plan(common: Common, toward: Toward, guard: Option<(Limits, Duration)>) -> Plan {
@@ -95,7 +95,7 @@ fn plan(common: Common, toward: Toward, guard: Option<(Limits, Duration)>) -> Pl
     Plan { namespaces, toward, wait: wait || guard.is_some(), timeout, guard, reach }
 }
 
-fn run(plan: Plan) -> anyhow::Result<u8> {
+fn run(plan: &Plan) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(rollout::run(&plan))
+    runtime.block_on(rollout::run(plan))
 }
