@@ -186,7 +186,7 @@ impl Starting {
         let Self { child, served, log } = self;
         match served.recv_timeout(PATIENCE) {
             Ok(address) => Process { child, address, log },
-            Err(_) => panic!("the authority did not start:\n{}", log.lock().unwrap()),
+            Err(error) => panic!("the authority did not start: {error}\n{}", log.lock().unwrap()),
         }
     }
 }

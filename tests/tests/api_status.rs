@@ -1,5 +1,5 @@
 //! `mesh-agent status --cluster`, the tool itself on the test server.
-#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod agents;
 

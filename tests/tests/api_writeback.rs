@@ -127,7 +127,7 @@ async fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("not within 60 s: {what}"))
+    tokio::time::timeout(Duration::from_mins(1), wait).await.unwrap_or_else(|_| panic!("not within 60 s: {what}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! Writes YAML: what `toYaml` does, keys in order, text in quotes where it would be read as something else.
 
+use std::fmt::Write as _;
+
 use serde_json::Value;
 
 /// As a document, or a part of one.
@@ -14,7 +16,7 @@ fn put(value: &Value, depth: usize, out: &mut String) {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (name, value) in fields {
-                out.push_str(&format!("{margin}{}:", scalar(name)));
+                let _ = write!(out, "{margin}{}:", scalar(name));
                 put_below(value, depth, out);
             }
         }
@@ -22,10 +24,10 @@ fn put(value: &Value, depth: usize, out: &mut String) {
             for item in items {
                 let mut inner = String::new();
                 put(item, depth + 1, &mut inner);
-                out.push_str(&format!("{margin}- {}", inner.trim_start()));
+                let _ = write!(out, "{margin}- {}", inner.trim_start());
             }
         }
-        other => out.push_str(&format!("{margin}{}\n", leaf(other))),
+        other => drop(writeln!(out, "{margin}{}", leaf(other))),
     }
 }
 
@@ -39,7 +41,7 @@ fn put_below(value: &Value, depth: usize, out: &mut String) {
             out.push('\n');
             put(value, depth, out);
         }
-        other => out.push_str(&format!(" {}\n", leaf(other))),
+        other => drop(writeln!(out, " {}", leaf(other))),
     }
 }
 

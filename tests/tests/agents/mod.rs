@@ -21,13 +21,16 @@ pub(crate) const ARMED: &str = r#"{"state":"armed","mode":"permissive","since":"
 /// Namespace of the agents.
 const SYSTEM: &str = "mesh-system";
 
+/// Makes the answer to the question with that number.
+type Networks = Box<dyn Fn(u64) -> Value + Send>;
+
 /// What an agent says.
 #[derive(Default)]
 pub(crate) struct Said {
     /// To `/v1/status`.
     pub(crate) status: Mutex<Value>,
     /// To `/v1/networks`: how often it was asked is what it is made from.
-    pub(crate) networks: Mutex<Option<Box<dyn Fn(u64) -> Value + Send>>>,
+    pub(crate) networks: Mutex<Option<Networks>>,
     asked: Mutex<u64>,
 }
 
@@ -187,7 +190,7 @@ pub(crate) fn until(child: &mut Child, text: &str) -> String {
 
 /// Waits until something is so.
 pub(crate) fn eventually(what: &str, is: impl Fn() -> bool) {
-    mesh_tests::wait::within(Duration::from_secs(60), what, || is().then_some(()));
+    mesh_tests::wait::within(Duration::from_mins(1), what, || is().then_some(()));
 }
 
 /// The status of an agent, in short: its pods, as name and state.

@@ -81,12 +81,12 @@ impl Suite {
     /// Another installation is not to be disturbed.
     async fn refuse_if_installed(&self) {
         for object in chart::objects(SYSTEM, &chart::plain_values()).expect("the chart") {
-            if self.cluster.find(&object).await.is_some() {
-                panic!(
-                    "{} {} is there already: remove it, or use another cluster",
-                    object["kind"], object["metadata"]["name"]
-                );
-            }
+            assert!(
+                self.cluster.find(&object).await.is_none(),
+                "{} {} is there already: remove it, or use another cluster",
+                object["kind"],
+                object["metadata"]["name"]
+            );
         }
     }
 

@@ -22,7 +22,7 @@ use tokio::{sync::watch, task::JoinHandle};
 /// The node that the source is on.
 pub(crate) const NODE: &str = "node1";
 /// A generous end of all waiting.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// As patient as a test can be.
 pub(crate) const TIMING: Timing = Timing {
