@@ -57,10 +57,10 @@ pub(super) fn answer(forwards: &Forwards, wish: &Wish<'_>, upgrade: OnUpgrade) -
     let speaks = |text: &str| text.split(',').any(|own| own.trim() == PROTOCOL);
     let is_websocket = header(UPGRADE).is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"));
     let Some(key) = header(SEC_WEBSOCKET_KEY).filter(|_| is_websocket) else {
-        return Err(Failure::unsupported("portforward without a WebSocket".to_owned()));
+        return Err(Failure::unsupported("portforward without a WebSocket"));
     };
     if !header(SEC_WEBSOCKET_PROTOCOL).is_some_and(speaks) {
-        return Err(Failure::unsupported("portforward by another subprotocol".to_owned()));
+        return Err(Failure::unsupported("portforward by another subprotocol"));
     }
     let port = wish.port.ok_or_else(|| Failure::bad_request("query parameter \"port\" is required".to_owned()))?;
     let address = forwards.find(wish.namespace, wish.pod, port);

@@ -290,7 +290,7 @@ impl Asked {
         let port = self.query.get("ports").and_then(|port| port.parse().ok());
         let wish = forward::Wish { namespace, pod, port, headers: &self.headers };
         let upgrade = self.upgrade.lock().expect("nobody panics with it").take();
-        let upgrade = upgrade.ok_or_else(|| Failure::unsupported("a second answer".to_owned()))?;
+        let upgrade = upgrade.ok_or_else(|| Failure::unsupported("a second answer"))?;
         forward::answer(&shared.forwards, &wish, upgrade)
     }
 

@@ -14,7 +14,7 @@ fn put(value: &Value, depth: usize, out: &mut String) {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (name, value) in fields {
-                out.push_str(&format!("{margin}{}:", scalar(name)));
+                out.extend([&margin, &*scalar(name), ":"]);
                 put_below(value, depth, out);
             }
         }
@@ -22,10 +22,10 @@ fn put(value: &Value, depth: usize, out: &mut String) {
             for item in items {
                 let mut inner = String::new();
                 put(item, depth + 1, &mut inner);
-                out.push_str(&format!("{margin}- {}", inner.trim_start()));
+                out.extend([&margin, "- ", inner.trim_start()]);
             }
         }
-        other => out.push_str(&format!("{margin}{}\n", leaf(other))),
+        other => out.extend([&margin, &*leaf(other), "\n"]),
     }
 }
 
@@ -39,7 +39,7 @@ fn put_below(value: &Value, depth: usize, out: &mut String) {
             out.push('\n');
             put(value, depth, out);
         }
-        other => out.push_str(&format!(" {}\n", leaf(other))),
+        other => out.extend([" ", &*leaf(other), "\n"]),
     }
 }
 
