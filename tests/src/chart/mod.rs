@@ -208,10 +208,10 @@ mod tests {
     #[test]
     fn values_are_set_by_path_and_a_slip_is_refused() {
         let mut values = json!({});
-        for setting in ["image.tag=v1", "agent.httpPort=1", "agent.extraArgs=[a, b]", "agent.podAnnotations.x=y"] {
+        for setting in ["image.tag=v1", "agent.httpPort=1", "agent.extraArgs=[a, b]", "agent.podAnnotations.x=z"] {
             set(&mut values, setting).unwrap();
         }
-        assert_eq!(values["agent"], json!({"httpPort": 1, "extraArgs": ["a", "b"], "podAnnotations": {"x": "y"}}));
+        assert_eq!(values["agent"], json!({"httpPort": 1, "extraArgs": ["a", "b"], "podAnnotations": {"x": "z"}}));
         documents("mesh-system", &values).unwrap();
         let error = documents("mesh-system", &json!({"agent": {"prot": 1}})).unwrap_err();
         assert!(error.to_string().contains(".agent.prot"), "{error}");

@@ -1,7 +1,5 @@
 //! Writes YAML: what `toYaml` does, keys in order, text in quotes where it would be read as something else.
 
-use std::fmt::Write as _;
-
 use serde_json::Value;
 
 /// As a document, or a part of one.
@@ -16,7 +14,7 @@ fn put(value: &Value, depth: usize, out: &mut String) {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (name, value) in fields {
-                let _ = write!(out, "{margin}{}:", scalar(name));
+                out.extend([&margin, &*scalar(name), ":"]);
                 put_below(value, depth, out);
             }
         }
@@ -24,10 +22,10 @@ fn put(value: &Value, depth: usize, out: &mut String) {
             for item in items {
                 let mut inner = String::new();
                 put(item, depth + 1, &mut inner);
-                let _ = write!(out, "{margin}- {}", inner.trim_start());
+                out.extend([&margin, "- ", inner.trim_start()]);
             }
         }
-        other => drop(writeln!(out, "{margin}{}", leaf(other))),
+        other => out.extend([&margin, &*leaf(other), "\n"]),
     }
 }
 
@@ -41,7 +39,7 @@ fn put_below(value: &Value, depth: usize, out: &mut String) {
             out.push('\n');
             put(value, depth, out);
         }
-        other => drop(writeln!(out, " {}", leaf(other))),
+        other => out.extend([" ", &*leaf(other), "\n"]),
     }
 }
 

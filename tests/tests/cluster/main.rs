@@ -81,12 +81,9 @@ impl Suite {
     /// Another installation is not to be disturbed.
     async fn refuse_if_installed(&self) {
         for object in chart::objects(SYSTEM, &chart::plain_values()).expect("the chart") {
-            assert!(
-                self.cluster.find(&object).await.is_none(),
-                "{} {} is there already: remove it, or use another cluster",
-                object["kind"],
-                object["metadata"]["name"]
-            );
+            let what = format!("{} {}", text(&object["kind"]), text(&object["metadata"]["name"]));
+            let found = self.cluster.find(&object).await;
+            assert!(found.is_none(), "{what} is there already: remove it, or use another cluster");
         }
     }
 
