@@ -1,11 +1,12 @@
 //! From manifests, or from what the API server says, to snapshots.
 //!
 //! [`file::Manifests`] watches a folder. Each change goes the same way: `folder` reads what changed, `yaml` and `parse`
-//! make objects and problems of it, `store` settles which version of each is in force, `index` joins them to the next
-//! [`crate::model::Mesh`]. All but `folder`, `watch`, `netns` and `file` is pure. [`kubernetes::Cluster`] watches an API
-//! server; its objects go through the same parser and the same index.
+//! make objects and problems of it, `store` settles which version of each is in force, `index` follows what that changes to
+//! the next [`crate::model::Mesh`]. All but `folder`, `watch`, `netns` and `file` is pure. [`kubernetes::Cluster`] watches an
+//! API server; its objects go through the same parser and the same index.
 
 mod annotations;
+pub mod feed;
 mod field;
 pub mod file;
 mod folder;
