@@ -113,6 +113,11 @@ impl Mesh {
         self.workloads.remove(name);
     }
 
+    /// A pod. Those of this node are found first: most that is asked is about them.
+    pub fn workload(&self, name: &ObjectName) -> Option<&Arc<Workload>> {
+        self.local.get(name).or_else(|| self.workloads.get(name))
+    }
+
     /// The pods of a namespace.
     pub fn pods_of(&self, namespace: &str) -> impl Iterator<Item = &Arc<Workload>> {
         let from = ObjectName::new(namespace, "");

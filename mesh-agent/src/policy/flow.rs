@@ -42,7 +42,7 @@ impl Client {
     fn identity<'a>(&'a self, mesh: &'a Mesh) -> Option<&'a Identity> {
         match self {
             Self::Pod { name, identity, .. } => {
-                Some(mesh.workloads.get(name).map_or(&**identity, |workload| &*workload.identity))
+                Some(mesh.workload(name).map_or(&**identity, |workload| &*workload.identity))
             }
             Self::Certified { identity, .. } => Some(identity),
             Self::Stranger { .. } => None,
@@ -76,7 +76,7 @@ pub fn is_governed(mesh: &Mesh, workload: &Workload) -> bool {
 
 /// Whether the connection may be, on this snapshot. What this agent does not govern (any more) may.
 pub fn review<'a>(mesh: &'a Mesh, flow: &Flow) -> Decision<'a> {
-    match mesh.workloads.get(&flow.target) {
+    match mesh.workload(&flow.target) {
         Some(target) if is_governed(mesh, target) => {
             decide(&target.policy, &flow.client, flow.client.identity(mesh), flow.destination)
         }
@@ -160,7 +160,7 @@ fn asks_for_address(object: &Authorization) -> bool {
 pub fn worth_noting(mesh: &Mesh, flow: &Flow, decision: &Decision<'_>, refused: Outcome) -> Vec<Verdicted> {
     let mut notes = Vec::new();
     let mut note = |outcome, reason, object: Option<&ObjectName>| {
-        let Some(target) = mesh.workloads.get(&flow.target) else { return };
+        let Some(target) = mesh.workload(&flow.target) else { return };
         notes.push(Verdicted {
             outcome,
             reason,

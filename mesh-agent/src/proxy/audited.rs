@@ -14,7 +14,7 @@ impl Worker {
     /// Who is at the two ends, by their addresses: nothing is proved.
     fn identify(&self, pod: &Pod, record: &mut Connection, other: SocketAddr) {
         let mesh = self.mesh();
-        record.own = mesh.workloads.get(&pod.name).map(|workload| Arc::clone(&workload.identity));
+        record.own = mesh.workload(&pod.name).map(|workload| Arc::clone(&workload.identity));
         if let Some(peer) = mesh.workload_of(other) {
             record.peer = Some(Arc::clone(&peer.identity));
             record.peer_pod = Some(peer.name.clone());
@@ -34,7 +34,7 @@ impl Worker {
         self.identify(pod, record, peer);
         let (mesh, own) = (self.mesh(), self.node_addresses());
         let here = Here { mesh: &mesh, node_addresses: &own };
-        let workload = mesh.workloads.get(&pod.name).map(AsRef::as_ref);
+        let workload = mesh.workload(&pod.name).map(AsRef::as_ref);
         record.goes(transport::inbound(here, peer.ip(), workload, to.0.port()).without_tls());
     }
 
@@ -54,7 +54,7 @@ impl Worker {
             source_identity: flow.client.known_as().or_else(known_there).cloned(),
             source_address: address,
             destination: Peer::Pod(flow.target.clone()),
-            destination_identity: mesh.workloads.get(&flow.target).map(|workload| Arc::clone(&workload.identity)),
+            destination_identity: mesh.workload(&flow.target).map(|workload| Arc::clone(&workload.identity)),
             port: flow.destination.port(),
             reason,
             decided_by: by.map(|object| format!("AuthorizationPolicy {object}").into()),

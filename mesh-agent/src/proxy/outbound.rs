@@ -86,7 +86,7 @@ pub(super) fn decide(
         permit::check(worker, mesh, &flow)?;
     }
     remember(worker, mesh, pod, destination);
-    let source = mesh.workloads.get(&pod.name).map(Arc::as_ref);
+    let source = mesh.workload(&pod.name).map(Arc::as_ref);
     Ok(transport::choose(mesh, source, target.as_deref(), upstream))
 }
 

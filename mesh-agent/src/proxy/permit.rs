@@ -20,7 +20,7 @@ pub(super) fn from_pod(mesh: &Mesh, pod: &Pod, target: Option<&Workload>, upstre
 /// A pod as a client. One that is no longer in the mesh is a stranger.
 pub(super) fn client(mesh: &Mesh, pod: &Pod, upstream: SocketAddr) -> Client {
     let mut addresses = pod.addresses();
-    let Some(source) = mesh.workloads.get(&pod.name) else {
+    let Some(source) = mesh.workload(&pod.name) else {
         let own = addresses.iter().find(|address| address.is_ipv4() == upstream.is_ipv4());
         return Client::Stranger { address: own.copied().unwrap_or([0; 4].into()) };
     };

@@ -347,7 +347,7 @@ impl Worker {
     /// How the pod is to be called.
     pub(super) fn server_config(&self, pod: &Pod) -> Result<Arc<ServerConfig>, Error> {
         let mesh = self.mesh();
-        let workload = mesh.workloads.get(&pod.name).ok_or(Error::Tunnel(Reason::CertificateMissing))?;
+        let workload = mesh.workload(&pod.name).ok_or(Error::Tunnel(Reason::CertificateMissing))?;
         let config = self.certificates.server(&workload.identity).map_err(Error::Tunnel)?;
         Ok(self.offers.borrow_mut().of(pod.slot, &config))
     }
