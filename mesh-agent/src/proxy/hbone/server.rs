@@ -64,7 +64,7 @@ async fn shake_hands(
 ) -> Result<(TlsStream, Caller), Error> {
     let timeout = worker.config.handshake_timeout;
     let handshake = async {
-        let own = worker.mesh().workloads.get(&pod.name).map(|workload| Arc::clone(&workload.identity));
+        let own = worker.mesh().workload(&pod.name).map(|workload| Arc::clone(&workload.identity));
         let own = own.ok_or(Error::Tunnel(Reason::CertificateMissing))?;
         let config = worker.certified(&own, || worker.server_config(pod), timeout).await?;
         let session = Session::server(Arc::clone(&config)).map_err(|_| Error::Tunnel(Reason::TlsHandshake))?;
