@@ -142,7 +142,7 @@ impl Pages for AgentPages {
 /// TCP in the networks of this node's pods, enrolled or not.
 pub(super) fn networks(control: &Control, namespace: Option<&str>) -> Vec<PodNetwork> {
     let mesh = &control.mesh;
-    let here = mesh.workloads.values().filter(|workload| workload.is_on(&mesh.node.name) && !workload.host_network);
+    let here = mesh.local.values().filter(|workload| !workload.host_network);
     let here = here.filter(|workload| namespace.is_none_or(|namespace| *workload.name.namespace == *namespace));
     let sample = |workload: &std::sync::Arc<Workload>| {
         let netns = control.pods.networks.of(workload)?.open().ok()?;
@@ -168,7 +168,7 @@ pub(super) fn waiting_for(control: &Control) -> Vec<String> {
     }
     let hooks = status::hooks(control);
     waiting.extend(hooks.iter().filter(|hook| !hook.armed).map(|hook| format!("hook {}", hook.program)));
-    let unarmed = mesh.workloads.values().filter(|workload| {
+    let unarmed = mesh.local.values().filter(|workload| {
         let is_armed = control.pods.enrolled.get(&workload.name).is_some_and(|pod| pod.stage == Stage::Armed);
         may_be_armed(mesh, workload) && control.pods.should_be_armed(mesh, workload) && !is_armed
     });
