@@ -2,8 +2,6 @@
 //! HTTP/1.1, needs no name service, and ends with a code.
 #![allow(clippy::disallowed_methods, reason = "its load has a pace")]
 
-#![allow(clippy::disallowed_methods, reason = "a program that calls at a pace; nothing is tested by waiting")]
-
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
