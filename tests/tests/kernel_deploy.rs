@@ -65,7 +65,7 @@ fn command(kind: &str, name: &str, others: &[(&str, String)]) -> Command {
 
 /// An API server with all that is deployed, and two nodes with a pod each. Fields are dropped in this order.
 struct Fixture {
-    _agents: Vec<Agent>,
+    agents: Vec<Agent>,
     authority: Authority,
     cgroups: Vec<PodCgroup>,
     _kubelets: Vec<Kubelet>,
@@ -212,7 +212,7 @@ impl Fixture {
         agents.iter_mut().for_each(Agent::await_ready);
         agents[0].await_state("client", PodState::Armed);
         agents[1].await_state("server", PodState::Armed);
-        Self { _agents: agents, authority, cgroups, _kubelets: kubelets, pods, server, cluster }
+        Self { agents, authority, cgroups, _kubelets: kubelets, pods, server, cluster }
     }
 
     /// What the metrics of a node say of connections by mutual TLS.
@@ -243,6 +243,11 @@ fn what_is_deployed_suffices_and_is_not_too_much() {
     assert_eq!(app.seen().peer.ip(), fixture.pods[0].v4);
     for number in [1, 2] {
         eventually("the connection was by mutual TLS", || (fixture.mutual(number) > 0.0).then_some(()));
+    }
+    for agent in &fixture.agents {
+        // As the kubelet asks: a process in the cgroup of the agent, as this one is.
+        let probe = agent.run(&["probe"]);
+        assert!(probe.status.success(), "{}", String::from_utf8_lossy(&probe.stderr));
     }
     for name in ["client", "server"] {
         eventually("its status is written", || fixture.annotation(name).filter(|said| said.contains("armed")));

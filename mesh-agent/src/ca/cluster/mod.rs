@@ -65,7 +65,7 @@ impl Cluster {
         &self.namespace
     }
 
-    /// The pods, once [`Pods::run`] follows them.
+    /// The pods, once `Pods::run` follows them.
     pub fn pods(&self, options: &Options) -> Arc<Pods> {
         Arc::new(Pods::new(&options.trust_domain))
     }

@@ -1,8 +1,8 @@
 //! The source `--kubernetes`: watches of the API server.
 //!
-//! Each kind has a [`watch`] of its own, which tells what it sees over a channel. What arrives is trimmed while it is parsed
-//! ([`trim`]) and goes the way of the manifests from there: the same parser, the last good version of each object in force
-//! ([`store`]), the same index.
+//! Each kind has a `watch` of its own, which tells what it sees over a channel. What arrives is trimmed while it is parsed
+//! (`trim`) and goes the way of the manifests from there: the same parser, the last good version of each object in force
+//! (`store`), the same index.
 
 mod backoff;
 mod failure;

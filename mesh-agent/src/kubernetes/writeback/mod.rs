@@ -1,7 +1,7 @@
 //! What the agent writes to the API server about the pods of its node: the annotation `mesh-agent.io/status` of those that
 //! are enrolled, and Events about those with problems. Nothing else is ever written, and nothing while nothing changes.
 //!
-//! What is to be written is decided here, purely; [`actor`] does it.
+//! What is to be written is decided here, purely; `actor` does it.
 
 mod actor;
 mod bucket;
