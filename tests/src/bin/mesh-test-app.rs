@@ -1,6 +1,5 @@
 //! What the tests on a cluster run in pods: a server, a client that never stops, a client that asks once. It speaks plain
 //! HTTP/1.1, needs no name service, and ends with a code.
-#![allow(clippy::disallowed_methods, reason = "its load has a pace")]
 #![allow(clippy::disallowed_methods, reason = "a program that calls at a pace; nothing is tested by waiting")]
 
 use std::{
