@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
-use mesh_agent::model::{PodNetwork, PodState, Status};
+use mesh_agent::model::{PodNetwork, Status};
 use mesh_tests::{
     App, Pair, Pod,
     agent::kernel_tier,
@@ -88,22 +88,4 @@ fn an_agent_that_drains_is_live_and_not_ready() {
     assert!(why.contains("drains"), "{why}");
     assert_eq!(on_the_node(&pair, loopback, "/livez").0, 200);
     exchange(&stream, "still open").unwrap();
-}
-
-#[test]
-fn an_agent_that_cannot_arm_a_pod_says_which() {
-    if !require("kernel", kernel_tier) {
-        return;
-    }
-    let pair = Pair::relayed();
-    pair.agent.await_state("client", PodState::Armed);
-    let loopback: IpAddr = Ipv6Addr::LOCALHOST.into();
-    // Two pods in one network namespace: the second cannot be armed.
-    let both = std::fs::read_to_string(pair.node.manifests().join("pods.yaml")).unwrap();
-    let twin = both + &pair.client.manifest(&[]).replace("  name: client", "  name: twin");
-    pair.node.write("pods.yaml", &twin);
-    let (_, why) = eventually("it is not ready", || {
-        Some(on_the_node(&pair, loopback, "/readyz")).filter(|(code, _)| *code == 503)
-    });
-    assert!(why.contains("pod shop/") && why.contains("network namespace"), "{why}");
 }
