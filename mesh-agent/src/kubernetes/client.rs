@@ -1,9 +1,6 @@
 //! A client of the API server: from within a pod by its service account, from elsewhere by a kubeconfig.
 
-use std::{
-    error::Error as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use kube::{
     Client, Config,
@@ -46,6 +43,11 @@ pub fn why(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return format!("{} ({})", status.message, status.code);
     }
+    causes(error)
+}
+
+/// The error and what caused it: the outermost alone says little.
+pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

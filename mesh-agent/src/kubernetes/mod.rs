@@ -6,5 +6,5 @@ pub mod cluster;
 mod service;
 pub mod writeback;
 
-pub use client::{Access, Error, USER_AGENT, why};
+pub use client::{Access, Error, USER_AGENT, causes, why};
 pub use service::{ServiceAddresses, ServicePort};

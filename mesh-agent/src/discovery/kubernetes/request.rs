@@ -12,6 +12,7 @@ use super::{
     failure::{Failure, Refusal},
     trim::{self, Keep},
 };
+use crate::kubernetes::causes;
 
 /// How long the server may take to begin an answer, and to go on with one that is not a watch without news.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -120,18 +121,4 @@ fn unreachable(error: &kube::Error) -> Failure {
         kube::Error::Auth(_) => Failure::Refused(Refusal { code: 401, message: causes(error), ..Refusal::default() }),
         _ => Failure::Unreachable(causes(error)),
     }
-}
-
-/// The error and what caused it: the outermost alone says little.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
