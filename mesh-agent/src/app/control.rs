@@ -148,7 +148,7 @@ impl Control {
         run_lock: Option<RunLock>,
     ) -> Self {
         let Parts { datapath, mut workers, held, identities, revocations, feed, close_http } = parts;
-        let pods = Pods::new(&datapath, options.direct, options.keepalive);
+        let pods = Pods::new(&datapath, options.direct, options.keepalive, Arc::clone(&held));
         let feeds = workers.iter_mut().filter_map(|worker| worker.audit.take()).collect();
         Self {
             options,

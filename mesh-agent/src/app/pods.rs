@@ -19,7 +19,7 @@ use crate::{
         listen::{limbo, listen},
         netns,
     },
-    proxy::{Command, Pod, PodListeners, WorkerHandle},
+    proxy::{Command, Held, Pod, PodListeners, WorkerHandle},
 };
 
 /// After disarming, how long redirected connections have to reach their listener: they are on the pod's own loopback.
@@ -97,10 +97,12 @@ pub(super) struct Pods {
     pub(super) generation: u32,
     keepalive: Duration,
     direct: bool,
+    /// Connections that are to come in when their destination has answered.
+    held: Arc<Held>,
 }
 
 impl Pods {
-    pub(super) fn new(datapath: &Datapath, direct: bool, keepalive: Duration) -> Self {
+    pub(super) fn new(datapath: &Datapath, direct: bool, keepalive: Duration, held: Arc<Held>) -> Self {
         let adopted = if datapath.adopted() { datapath.slots() } else { HashMap::new() };
         Self {
             enrolled: BTreeMap::new(),
@@ -116,6 +118,7 @@ impl Pods {
             generation: 0,
             keepalive,
             direct,
+            held,
         }
     }
 
@@ -352,6 +355,10 @@ impl Pods {
                     retire(datapath, workers, pod);
                     pod.limbo = None;
                     pod.stage = Stage::Closed;
+                }
+                // What is held comes when its app asks the next time.
+                Stage::Settling(until) if until <= now && self.held.concerns(pod.slot.0) => {
+                    pod.stage = Stage::Settling(now + SETTLE);
                 }
                 Stage::Settling(until) if until <= now => {
                     if let Err(error) = datapath.forget(pod.slot, pod.cookie) {

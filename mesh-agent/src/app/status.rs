@@ -183,6 +183,7 @@ fn workers(control: &Control) -> Vec<WorkerStatus> {
                 share: if total == 0 { 0.0 } else { accepted as f64 / total as f64 },
                 lag_us: counters.lag_ns.value() / 1000,
                 beat_age_ms: now.saturating_sub(counters.beat_ns.value()) / 1_000_000,
+                peer_waits: counters.peer_waits.value(),
             }
         })
         .collect()

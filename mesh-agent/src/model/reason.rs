@@ -71,6 +71,7 @@ reasons! {
     HandshakeLimit "handshake_limit" Downstream "A mutual TLS handshake made room for newer ones: too many were open at once." "Look for a client that opens connections to port 15008 and says nothing.";
     HboneBadRequest "hbone_bad_request" Downstream "A request for a tunnel is malformed, or for an address that is not the workload's." "Only CONNECT to an address and port of the workload itself is served; look at the client's agent.";
     HboneRefused "hbone_refused" Upstream "The agent at the destination refused the tunnel." "See the log of the agent on the destination's node.";
+    PeerAbsent "peer_absent" Upstream "Nobody answers on port 15008 of the destination pod, which discovery says is in the mesh." "Look at the agent of the destination's node: whether it runs, has armed the pod, and has a certificate for it (mesh-agent status there, or status --cluster).";
     FdLimit "fd_limit" Agent "The agent ran out of file descriptors." "Raise the agent's RLIMIT_NOFILE (LimitNOFILE=, ulimit -n).";
     NoPorts "no_ports" Agent "The pod ran out of ephemeral ports toward that destination." "Widen net.ipv4.ip_local_port_range in the pod, or reuse connections.";
     WorkloadGone "workload_gone" Agent "The pod's network namespace went away under the connection." "None needed: the pod was deleted.";

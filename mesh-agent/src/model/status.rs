@@ -119,6 +119,9 @@ pub struct WorkerStatus {
     pub lag_us: u64,
     /// Milliseconds since its last beat.
     pub beat_age_ms: u64,
+    /// Connections that waited for the agent of another node, since the agent started.
+    #[serde(default)]
+    pub peer_waits: u64,
 }
 
 /// A namespace.

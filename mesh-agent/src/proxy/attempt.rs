@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Error, Pod, Worker, outbound, upstream};
+use super::{Error, Held, Pod, Worker, outbound, upstream};
 use crate::model::{OrigDst, Reachable, Reason};
 
 /// How long it is taken for granted that a destination answers, counted from its last answer. When that proves wrong, one
@@ -30,12 +30,10 @@ pub struct Attempt {
 
 /// Finds out whether the destination answers. The upstream connection that shows it is kept for the app's.
 pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, attempt: Attempt) {
-    let key = (pod.slot, attempt.downstream);
-    if !worker.held.begin(key) {
-        return;
-    }
+    let Some(begun) = Held::begin(&worker.held, (pod.slot, attempt.downstream)) else { return };
     let started = Instant::now();
-    let result = connect(&worker, &pod, attempt).await;
+    let Attempt { downstream, destination, chosen } = attempt;
+    let result = outbound::reach(&worker, &pod, downstream, destination, chosen, &mut None).await;
     let (reachable, valid) = match &result {
         Ok(_) => (Reachable::Open, OPEN_FOR),
         // Silence is answered with silence.
@@ -50,11 +48,6 @@ pub(super) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, attempt: Attempt) {
         worker.forbid(&pod, attempt.destination, valid);
     }
     // Kept before the kernel lets the app's handshake go on.
-    worker.held.finish(key, result.and_then(upstream::give));
+    begun.finish(result.and_then(upstream::give));
     worker.set_reach(&pod, attempt.destination, reachable, valid);
-}
-
-async fn connect(worker: &Rc<Worker>, pod: &Arc<Pod>, attempt: Attempt) -> Result<upstream::Upstream, Error> {
-    let transport = outbound::decide(worker, pod, attempt.destination, attempt.chosen)?;
-    upstream::open(worker, pod, attempt.downstream, transport).await
 }

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -34,20 +34,19 @@ enum Entry {
 pub struct Held(Mutex<HashMap<Key, Entry>>);
 
 impl Held {
-    /// An upstream connection is about to be made. False if nobody needs it any more.
-    pub(super) fn begin(&self, key: Key) -> bool {
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// An upstream connection is about to be made. `None` if nobody needs it any more.
+    pub(super) fn begin(held: &Arc<Self>, key: Key) -> Option<Begun> {
+        let mut entries = held.lock();
         if let Some(Entry::Passed(_)) = entries.remove(&key) {
-            false
-        } else {
-            entries.insert(key, Entry::Connecting);
-            true
+            return None;
         }
+        entries.insert(key, Entry::Connecting);
+        drop(entries);
+        Some(Begun { held: Arc::clone(held), key, is_finished: false })
     }
 
-    /// It is made, or has failed.
-    pub(super) fn finish(&self, key: Key, result: Result<Early, Error>) {
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn finish(&self, key: Key, result: Result<Early, Error>) {
+        let mut entries = self.lock();
         match (entries.remove(&key), result) {
             (Some(Entry::Wanted(downstream)), result) => {
                 let _ = downstream.send(result);
@@ -62,7 +61,7 @@ impl Held {
     /// The upstream connection of a downstream that has arrived. `None`: it has to make its own.
     pub(super) async fn claim(&self, key: Key) -> Option<Result<Early, Error>> {
         let wait = {
-            let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut entries = self.lock();
             match entries.remove(&key) {
                 Some(Entry::Ready(stream, _)) => return Some(Ok(stream)),
                 Some(Entry::Connecting) => {
@@ -81,16 +80,48 @@ impl Held {
 
     /// Whether no upstream connection is on its way.
     pub(super) fn is_idle(&self) -> bool {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        !entries.values().any(|entry| matches!(entry, Entry::Connecting | Entry::Wanted(_)))
+        !self.lock().values().any(|entry| matches!(entry, Entry::Connecting | Entry::Wanted(_)))
+    }
+
+    /// Whether a connection of a pod is still to come in: it finds a listener as long as it does.
+    pub fn concerns(&self, slot: u32) -> bool {
+        let awaits = |entry: &Entry| !matches!(entry, Entry::Passed(_));
+        self.lock().iter().any(|((of, _), entry)| *of == slot && awaits(entry))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives up what nobody came for.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, entry| match entry {
+        self.lock().retain(|_, entry| match entry {
             Entry::Ready(_, since) | Entry::Passed(since) => now.duration_since(*since) < FORGET_AFTER,
             Entry::Connecting | Entry::Wanted(_) => true,
         });
+    }
+}
+
+/// An upstream connection on its way. Given up when dropped: its pod has gone.
+pub(super) struct Begun {
+    held: Arc<Held>,
+    key: Key,
+    is_finished: bool,
+}
+
+impl Begun {
+    /// It is made, or has failed.
+    pub(super) fn finish(mut self, result: Result<Early, Error>) {
+        self.is_finished = true;
+        self.held.finish(self.key, result);
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.held.lock().remove(&self.key);
+        }
     }
 }

@@ -18,6 +18,7 @@ pub mod hbone;
 mod held;
 mod inbound;
 mod outbound;
+mod patience;
 mod permit;
 mod pod;
 mod pool;

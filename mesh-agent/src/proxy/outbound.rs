@@ -1,18 +1,20 @@
 //! The spine of an outbound connection: what a workload opened, in the order in which it happens.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use super::{
     Accepted, Error, Pod, Worker,
     accept::canonical,
-    direct, permit,
+    direct,
+    patience::Patience,
+    permit,
     transport::{self, Transport},
     upstream::{self, Upstream},
     worker,
 };
 use crate::{
     balance,
-    model::{Endpoint, Mesh, OrigDst, Reachable, Reason, UpstreamAddr},
+    model::{Endpoint, Mesh, OrigDst, Reason, UpstreamAddr},
     route::{self, Route},
     telemetry::{Connection, Direction},
 };
@@ -43,15 +45,8 @@ async fn run(
     let upstream = if let Some(early) = early {
         upstream::adopt(early?)?
     } else {
-        // Where does it lead, and may it?
-        let transport = decide(worker, pod, destination, original.chosen).inspect_err(|error| {
-            // The next one is refused before it is accepted.
-            if let Error::Refused(_) = error {
-                worker.set_reach(pod, destination, Reachable::Unknown, Duration::ZERO);
-            }
-        })?;
-        record.upstream = Some(transport.destination());
-        let result = upstream::open(worker, pod, peer, transport).await;
+        // Where does it lead, may it, and does it answer? What is found out holds for the next one, too.
+        let result = reach(worker, pod, peer, destination, original.chosen, &mut record.upstream).await;
         worker.learn(pod, destination, &result);
         result?
     };
@@ -65,13 +60,35 @@ async fn run(
     sockets.upstream.insert(upstream).relay(&sockets.downstream, record).await
 }
 
-/// Route, balance, policy and transport, all on one snapshot. Where it may, the next one goes direct.
-pub(super) fn decide(
-    worker: &Worker,
-    pod: &Pod,
+/// Decides, and connects. An agent that is not there is waited for; meanwhile everything may have changed.
+pub(super) async fn reach(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    client: SocketAddr,
     destination: OrigDst,
-    drawn: Option<SocketAddr>,
-) -> Result<Transport, Error> {
+    mut drawn: Option<SocketAddr>,
+    reached: &mut Option<SocketAddr>,
+) -> Result<Upstream, Error> {
+    let mut patience = Patience::default();
+    loop {
+        let transport = decide(worker, pod, destination, drawn)?;
+        *reached = Some(transport.destination());
+        let result = upstream::open(worker, pod, client, transport).await;
+        let Err(error) = &result else { return result };
+        let is_first = patience.is_first();
+        let Some(pause) = patience.after(error, Instant::now()) else { return result };
+        if is_first {
+            worker.counters.peer_waits.add(1);
+            tracing::debug!(pod = %pod.name, %destination, at = ?reached, "waits for the agent there");
+        }
+        // Another endpoint may be better off.
+        drawn = None;
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Route, balance, policy and transport, all on one snapshot. Where it may, the next one goes direct.
+fn decide(worker: &Worker, pod: &Pod, destination: OrigDst, drawn: Option<SocketAddr>) -> Result<Transport, Error> {
     let mesh = &worker.mesh();
     let (upstream, target) = match route::select(mesh, destination).map_err(Error::Route)? {
         Route::Passthrough(upstream) => (upstream, None),

@@ -158,11 +158,17 @@ async fn connect(
 
 /// A TLS connection to exactly who is expected.
 async fn shake_hands(worker: &Worker, pod: &Pod, key: &Key, config: &Arc<ClientConfig>) -> Result<TlsStream, Error> {
-    let socket = upstream::connect(worker, pod, UpstreamAddr(SocketAddr::new(key.at, hbone::PORT))).await?;
+    let at = UpstreamAddr(SocketAddr::new(key.at, hbone::PORT));
+    // Nobody listens there: its agent does not serve that pod, or not any more.
+    let absent = |error: Error| match error.reason() {
+        Reason::UpstreamRefused | Reason::UpstreamReset => Error::Tunnel(Reason::PeerAbsent),
+        _ => error,
+    };
+    let socket = upstream::connect(worker, pod, at).await.map_err(absent)?;
     socket.set_nodelay(true).map_err(Error::Connect)?;
     let session = Session::client(Arc::clone(config), name(key)?, &[hbone::ALPN])
         .map_err(|_| Error::Tunnel(Reason::TlsHandshake))?;
-    let stream = tls::handshake(socket, session, worker.config.handshake_timeout).await?;
+    let stream = tls::handshake(socket, session, worker.config.handshake_timeout, Reason::PeerAbsent).await?;
     match worker.certificates.peer(stream.peer()) {
         Some(identity) if identity == *key.expected => Ok(stream),
         Some(identity) => {

@@ -113,6 +113,8 @@ pub struct WorkerCounters {
     pub lag_ns: Count,
     /// CLOCK_MONOTONIC of the last beat, in nanoseconds.
     pub beat_ns: Count,
+    /// Connections that waited for the agent of another node.
+    pub peer_waits: Count,
     /// What policies refused or noted.
     pub verdicts: Verdicts,
     reasons: [Count; Reason::ALL.len()],
@@ -127,6 +129,7 @@ impl WorkerCounters {
             closed: Count::default(),
             lag_ns: Count::default(),
             beat_ns: Count::default(),
+            peer_waits: Count::default(),
             verdicts: Verdicts::default(),
             reasons: std::array::from_fn(|_| Count::default()),
         }

@@ -76,6 +76,7 @@ families! {
     WORKER_ACCEPTED "mesh_worker_connections_total" Counter ["worker"] "Connections that a worker took.";
     WORKER_LAG "mesh_worker_lag_seconds" Gauge ["worker"] "How late the worker's event loop was at its last beat.";
     WORKER_BEAT "mesh_worker_beat_age_seconds" Gauge ["worker"] "Time since the worker's last beat.";
+    WORKER_PEER_WAITS "mesh_worker_peer_waits_total" Counter ["worker"] "Connections that waited for the agent of another node.";
     ENDED "mesh_connections_ended_total" Counter ["reason"] "Relayed connections that ended, by reason code.";
     AUTHORIZATIONS "mesh_authorizations_total" Counter ["outcome", "reason"] "Connections that policies refused, ended or noted.";
     AUTHORITY "mesh_authority_answering" Gauge [] "Whether the certificate authority answered when it was last asked: 1, or 0.";
@@ -143,6 +144,8 @@ fn workers(out: &mut Exposition, status: &Status) {
     named().for_each(|(name, worker)| samples.add(&[&name], worker.lag_us as f64 / 1e6));
     let mut samples = out.family(&WORKER_BEAT);
     named().for_each(|(name, worker)| samples.add(&[&name], worker.beat_age_ms as f64 / 1e3));
+    let mut samples = out.family(&WORKER_PEER_WAITS);
+    named().for_each(|(name, worker)| samples.count(&[&name], worker.peer_waits));
 }
 
 fn endings(out: &mut Exposition, status: &Status) {
@@ -267,8 +270,16 @@ mod tests {
             unaccounted: 0,
             counters,
         };
-        let worker =
-            WorkerStatus { worker: 0, cpu: 3, open: 1, accepted: 6, share: 1.0, lag_us: 1500, beat_age_ms: 90 };
+        let worker = WorkerStatus {
+            worker: 0,
+            cpu: 3,
+            open: 1,
+            accepted: 6,
+            share: 1.0,
+            lag_us: 1500,
+            beat_age_ms: 90,
+            peer_waits: 0,
+        };
         let text = r#"{"healthy":true,"version":"1.2.3","pid":7,"uptime_seconds":60,"rss_bytes":4096,
             "node":{"name":"n","zone":null,"addresses":[],"source":"manifests /m","source_age_ms":1250,"snapshot":3,
                     "direct":"on"},

@@ -50,7 +50,16 @@ fn args(run_dir: &Path, extra: &[&str]) -> Args {
 }
 
 fn worker(worker: u32, accepted: u64, share: f64) -> WorkerStatus {
-    WorkerStatus { worker, cpu: worker, open: accepted / 300, accepted, share, lag_us: 85, beat_age_ms: 40 }
+    WorkerStatus {
+        worker,
+        cpu: worker,
+        open: accepted / 300,
+        accepted,
+        share,
+        lag_us: 85,
+        beat_age_ms: 40,
+        peer_waits: 0,
+    }
 }
 
 fn pod(namespace: &str, name: &str, state: PodState, relayed: u64, direct: u64) -> PodStatus {

@@ -68,7 +68,7 @@ async fn shake_hands(
         let own = own.ok_or(Error::Tunnel(Reason::CertificateMissing))?;
         let config = worker.certified(&own, || worker.server_config(pod), timeout).await?;
         let session = Session::server(Arc::clone(&config)).map_err(|_| Error::Tunnel(Reason::TlsHandshake))?;
-        Ok((tls::handshake(accepted.socket, session, timeout).await?, config))
+        Ok((tls::handshake(accepted.socket, session, timeout, Reason::TlsHandshake).await?, config))
     };
     let mut open = worker.handshakes.begin();
     let (stream, config) = tokio::select! {

@@ -27,14 +27,27 @@ use handshake::Handshake;
 use super::Error;
 use crate::{identity, model::Reason};
 
-/// Shakes hands.
-pub(super) async fn handshake(socket: TcpStream, session: Session, timeout: Duration) -> Result<TlsStream, Error> {
+/// Shakes hands. `lost` is what it means if the other end goes away without a word.
+pub(super) async fn handshake(
+    socket: TcpStream,
+    session: Session,
+    timeout: Duration,
+    lost: Reason,
+) -> Result<TlsStream, Error> {
     let mut handshake = Handshake::new(socket, session);
     match tokio::time::timeout(timeout, poll_fn(|cx| handshake.poll(cx))).await {
         Ok(Ok(())) => handshake.finish().map_err(|_| Error::Tunnel(Reason::TlsHandshake)),
-        Ok(Err(error)) => Err(Error::Tunnel(reason(&error).unwrap_or(Reason::TlsHandshake))),
+        Ok(Err(error)) => {
+            let unsaid = if is_lost(&error) { lost } else { Reason::TlsHandshake };
+            Err(Error::Tunnel(reason(&error).unwrap_or(unsaid)))
+        }
         Err(_) => Err(Error::Tunnel(Reason::HandshakeTimeout)),
     }
+}
+
+fn is_lost(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// What an error of a TLS stream means; `None` if it is none of TLS. In TLS 1.3 a client learns only after the handshake that

@@ -61,7 +61,8 @@ async fn as_client(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> (T
     let (called, accepted) = sockets().await;
     let session = Session::client(Arc::clone(client), name(), &[]).unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(server));
-    let (ours, theirs) = tokio::join!(handshake(called, session, TIMEOUT), acceptor.accept(accepted));
+    let (ours, theirs) =
+        tokio::join!(handshake(called, session, TIMEOUT, Reason::TlsHandshake), acceptor.accept(accepted));
     (ours.unwrap(), theirs.unwrap().into())
 }
 
@@ -70,7 +71,8 @@ async fn as_server(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> (T
     let (called, accepted) = sockets().await;
     let session = Session::server(Arc::clone(server)).unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::clone(client));
-    let (ours, theirs) = tokio::join!(handshake(accepted, session, TIMEOUT), connector.connect(name(), called));
+    let (ours, theirs) =
+        tokio::join!(handshake(accepted, session, TIMEOUT, Reason::TlsHandshake), connector.connect(name(), called));
     (ours.unwrap(), theirs.unwrap().into())
 }
 
