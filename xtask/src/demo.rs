@@ -135,7 +135,8 @@ impl Stage {
     fn agent(&self, direct: bool) -> Result<Agent> {
         let netns = self.network.name("node");
         let launch = Launch::new(&netns, &self.accounts, Role::Proxy, None);
-        Agent::start(&launch, &self.workspace, self.agent.clone(), NODE, &self.manifests, direct)
+        let more = if direct { "--direct=on" } else { "--direct=off" };
+        Agent::start(&launch, &self.workspace, self.agent.clone(), NODE, &self.manifests, &[more])
     }
 
     fn load(&self, mode: &str, port: u16, rest: &[&str]) -> Result<Answer> {

@@ -34,7 +34,8 @@ use topology::Topology;
 /// Options of the benchmark.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: direct, mesh-direct, mesh-relay, mesh-off, mesh-mtls-cross, envoy-http-mtls, envoy-tcp-mtls,
+    /// What to measure: direct, mesh-direct, mesh-relay, mesh-off, mesh-mtls-cross,
+    /// mesh-mtls-500-cross, mesh-mtls-rotating-cross (500 more identities, and renewed every 5 s), envoy-http-mtls, envoy-tcp-mtls,
     /// envoy-tcp-mtls-cross, haproxy-http, direct-cross, or the name of a hook
     #[arg(long, value_delimiter = ',', default_value = "direct,mesh-direct,mesh-relay,mesh-off")]
     configs: Vec<String>,

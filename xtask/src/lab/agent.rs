@@ -80,13 +80,13 @@ impl Agent {
         binary: PathBuf,
         node: &str,
         manifests: &Manifests,
-        direct: bool,
+        more: &[&str],
     ) -> Result<Self> {
         let (run_dir, bpffs) = (workspace.path().join(node), workspace.bpffs().join(node));
         let mut args: Vec<_> =
             ["run", "--node-name", node, "--drain-deadline", "1s", "--manifests"].map(Into::into).into();
         args.push(manifests.folder().as_os_str().to_owned());
-        args.extend(["--direct".into(), if direct { "on" } else { "off" }.into()]);
+        args.extend(more.iter().map(Into::into));
         args.extend(["--run-dir".into(), run_dir.clone().into(), "--bpffs".into(), bpffs.clone().into()]);
         // One authority for the agents of all nodes.
         args.extend(["--ca-root".into(), workspace.path().join("ca").into()]);
@@ -109,6 +109,11 @@ impl Agent {
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Its log.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
     }
 
     /// The end of its log.

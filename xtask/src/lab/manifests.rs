@@ -64,6 +64,23 @@ impl Manifests {
         )
     }
 
+    /// Adds pods of `node` with a service account each, and no network: identities for the agent to keep.
+    ///
+    /// # Errors
+    /// They can't be written.
+    pub(crate) fn crowd(&self, node: &'static str, count: usize) -> Result<()> {
+        let mut text = String::new();
+        for n in 0..count {
+            let (namespace, name) = (self.namespace, format!("crowd-{n}"));
+            let _infallible = write!(
+                text,
+                "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n\
+                 spec:\n  nodeName: {node}\n  serviceAccountName: {name}\n",
+            );
+        }
+        self.replace("crowd.yaml", &text)
+    }
+
     /// Whole or not at all, as an editor or `kubectl` would: a reader never sees half a file.
     fn replace(&self, file: &str, text: &str) -> Result<()> {
         let target = self.folder.join(file);

@@ -1,5 +1,7 @@
 //! Our agent, on node 1 or on both.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 
 use crate::{
@@ -11,6 +13,7 @@ use crate::{
         accounts::Role,
         agent::{Agent, DISABLED, ENABLED, NODE},
         manifests::Manifests,
+        poll,
     },
 };
 
@@ -27,8 +30,24 @@ pub(super) enum Way {
     /// Not enrolled: what do those pay who want no mesh?
     Off,
     /// Enrolled, on two nodes with an agent each, and encrypted between them.
-    Cross,
+    Cross(Identities),
 }
+
+/// Whom the client's agent keeps certificates for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Identities {
+    /// The pods of the bench.
+    Few,
+    /// [`CROWD`] others beside them.
+    Many,
+    /// So many, and each is renewed every few seconds.
+    Rotating,
+}
+
+/// More service accounts than a node has.
+const CROWD: usize = 500;
+/// The shortest there is: renewed at half of it.
+const SHORT_LIFE: &str = "10s";
 
 /// The running agent, or both.
 pub(super) struct Mesh {
@@ -47,12 +66,21 @@ impl Mesh {
         manifests.enroll(way != Way::Off)?;
         let nodes = [("n1", NODE), ("n2", OTHER_NODE)];
         let mut agents = Vec::new();
-        for (netns, node) in nodes.into_iter().take(if way == Way::Cross { 2 } else { 1 }) {
+        let more: &[&str] = match way {
+            Way::Relay => &["--direct=off"],
+            Way::Cross(Identities::Rotating) => &["--certificate-lifetime", SHORT_LIFE],
+            _ => &[],
+        };
+        for (netns, node) in nodes.into_iter().take(if matches!(way, Way::Cross(_)) { 2 } else { 1 }) {
             let netns = topology.netns(netns);
             let launch = rig.launch(&netns, Role::Proxy);
-            let agent = Agent::start(&launch, &rig.workspace, rig.agent.clone(), node, &manifests, way != Way::Relay)?;
+            let agent = Agent::start(&launch, &rig.workspace, rig.agent.clone(), node, &manifests, more)?;
             agent.await_pods(if way == Way::Off { &DISABLED } else { &ENABLED })?;
             agents.push(agent);
+        }
+        if let (Way::Cross(Identities::Many | Identities::Rotating), Some(agent)) = (way, agents.first()) {
+            manifests.crowd(NODE, CROWD)?;
+            poll("certificates", Duration::from_mins(1), || Ok((certificates(agent) >= CROWD).then_some(())))?;
         }
         Ok(Self { way, agents })
     }
@@ -75,7 +103,7 @@ impl Mesh {
         let (direct, relayed, captured) = (client.direct_total, client.outbound.total, client.captured);
         let well = match self.way {
             Way::Direct => direct > 0 && relayed <= DESTINATIONS,
-            Way::Relay | Way::Cross => direct == 0 && relayed > 0,
+            Way::Relay | Way::Cross(_) => direct == 0 && relayed > 0,
             Way::Off => captured == 0 && direct == 0 && relayed == 0,
         };
         if !well {
@@ -84,6 +112,15 @@ impl Mesh {
                 "not what was to be measured ({way:?}): pod a has {direct} direct, {relayed} relayed, {captured} captured connections"
             );
         }
+        let agent = self.agents.first().context("no agent")?;
+        if self.way == Way::Cross(Identities::Rotating) && certificates(agent) < 2 * CROWD {
+            bail!("not what was to be measured: {} certificates in all", certificates(agent));
+        }
         Ok(())
     }
+}
+
+/// Certificates that an agent has got since its start.
+fn certificates(agent: &Agent) -> usize {
+    agent.log().lines().filter(|line| line.contains("certificate in use")).count()
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::lab::process::Process;
 use hook::Hook;
-use mesh::{Mesh, Way};
+use mesh::{Identities, Mesh, Way};
 
 /// See [`Config::parse`].
 pub(super) struct Config {
@@ -34,13 +34,15 @@ enum Kind {
 }
 
 /// The built-in ones.
-const BUILT_IN: [(&str, Kind); 10] = [
+const BUILT_IN: [(&str, Kind); 12] = [
     ("direct", Kind::Direct),
     ("direct-cross", Kind::DirectCross),
     ("mesh-direct", Kind::Mesh(Way::Direct)),
     ("mesh-relay", Kind::Mesh(Way::Relay)),
     ("mesh-off", Kind::Mesh(Way::Off)),
-    ("mesh-mtls-cross", Kind::Mesh(Way::Cross)),
+    ("mesh-mtls-cross", Kind::Mesh(Way::Cross(Identities::Few))),
+    ("mesh-mtls-500-cross", Kind::Mesh(Way::Cross(Identities::Many))),
+    ("mesh-mtls-rotating-cross", Kind::Mesh(Way::Cross(Identities::Rotating))),
     ("envoy-http-mtls", Kind::Envoy(envoy::Protocol::Http, envoy::Place::SameNode)),
     ("envoy-tcp-mtls", Kind::Envoy(envoy::Protocol::Tcp, envoy::Place::SameNode)),
     ("envoy-tcp-mtls-cross", Kind::Envoy(envoy::Protocol::Tcp, envoy::Place::OtherNode)),
@@ -75,7 +77,7 @@ impl Config {
     pub(super) fn wire(&self) -> Option<Wire> {
         match self.kind {
             Kind::DirectCross => Some(Wire::Clear),
-            Kind::Mesh(Way::Cross) | Kind::Envoy(_, envoy::Place::OtherNode) => Some(Wire::Encrypted),
+            Kind::Mesh(Way::Cross(_)) | Kind::Envoy(_, envoy::Place::OtherNode) => Some(Wire::Encrypted),
             _ => None,
         }
     }
@@ -107,7 +109,7 @@ impl Config {
             Kind::Direct => local(Between::Nothing),
             Kind::DirectCross => Running { target: POD_C, between: Between::Nothing },
             Kind::Mesh(way) => {
-                let target = if *way == Way::Cross { POD_C } else { POD_B };
+                let target = if matches!(way, Way::Cross(_)) { POD_C } else { POD_B };
                 Running { target, between: Between::Mesh(Mesh::start(rig, topology, *way)?) }
             }
             Kind::Envoy(protocol, place) => {
