@@ -19,6 +19,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use mesh_agent::model::PodState;
 use mesh_agent::{
     admin::{client, lock::RunLock, socket_path},
     model::{HandoverRequest, HandoverStep},
@@ -306,6 +307,50 @@ fn an_agent_that_fails_halfway_leaves_the_old_one_in_charge() {
     let new = node.start_with(RELAYED);
     round_trip(&client, server.at(8080)).unwrap();
     finish(long).unwrap();
+    assert_ends(old);
+    assert_eq!(new.pod("server").bypassed, 0);
+}
+
+#[test]
+fn an_agent_that_is_stuck_halfway_is_not_waited_for() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let Pair { agent: mut old, client, server, node } = Pair::with(STRICT, RELAYED);
+    let stranger = node.pod("stranger");
+    let _app = App::echo(&server, 8080);
+    let intruder = intrude(&stranger, server.at(8080));
+    // It is fast, and has to be met between two lines of the other's log: pods make it slower.
+    let more: Vec<_> = (0..24).map(|n| node.pod(&format!("more-{n}"))).collect();
+    let all: Vec<&Pod> = [&client, &server].into_iter().chain(&more).map(AsRef::as_ref).collect();
+    old.after(|| node.enrol_with(STRICT, &all));
+    old.await_state("more-23", PodState::Armed);
+    let mut attempts = 0;
+    let mut new = loop {
+        attempts += 1;
+        assert!(attempts < 10, "it was never met halfway");
+        let new = Agent::spawn(&node, RELAYED);
+        eventually("it hands over", || old.log().contains("handing over").then_some(()));
+        kill(new.pid(), Signal::SIGSTOP).unwrap();
+        if !old.log().contains("relieved") {
+            break new;
+        }
+        kill(new.pid(), Signal::SIGCONT).unwrap();
+        assert_ends(std::mem::replace(&mut old, new));
+        eventually("it is in charge", || old.is_in_charge().then_some(()));
+    };
+    assert!(!new.wait(PATIENCE).success(), "it is killed");
+    eventually("the old one is in charge", || old.is_in_charge().then_some(()));
+    for to in [server.at(8080), server.at6(8080)] {
+        round_trip(&client, to).unwrap();
+    }
+    intruder.go_on();
+    intruder.end();
+    let status = old.status();
+    assert!(status.kernel.hooks.iter().all(|hook| hook.armed), "its own programs: {:?}", status.kernel.hooks);
+    // And the next one succeeds.
+    let new = node.start_with(RELAYED);
+    round_trip(&client, server.at(8080)).unwrap();
     assert_ends(old);
     assert_eq!(new.pod("server").bypassed, 0);
 }

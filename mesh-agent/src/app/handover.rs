@@ -30,6 +30,8 @@ use crate::{
 
 /// How often it is looked whether the newcomer lives, while it has the maps and nobody has the pods.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long the newcomer may take from having the maps to serving all pods. It has done what takes time before.
+const HALFWAY: Duration = Duration::from_secs(20);
 /// How often a relieved agent gives up what nobody came for.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -157,6 +159,7 @@ impl Control {
     pub(super) async fn await_relief(&mut self, to: Process, feeds: &mut Feeds) -> bool {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut patience = Some(Instant::now() + HALFWAY);
         loop {
             tokio::select! {
                 biased;
@@ -176,6 +179,14 @@ impl Control {
                     self.answers.pulse.beat();
                     if !to.is_alive() {
                         return false;
+                    }
+                    // Nobody else would notice: probes are answered by this agent still.
+                    if patience.is_some_and(|until| until < Instant::now()) {
+                        patience = None;
+                        tracing::error!(pid = to.pid, "who was to take over is stuck, and is killed");
+                        if let Err(error) = to.kill() {
+                            tracing::error!(pid = to.pid, %error, "it cannot be killed");
+                        }
                     }
                 }
             }

@@ -1,5 +1,10 @@
 //! Other processes of this node: agents that come and go.
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 /// A process; not another one that has got its number since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Process {
@@ -19,6 +24,17 @@ impl Process {
     /// Whether it runs still.
     pub(super) fn is_alive(self) -> bool {
         Self::of(self.pid) == Some(self)
+    }
+
+    /// Ends it at once.
+    ///
+    /// # Errors
+    /// This process may not.
+    pub(super) fn kill(self) -> nix::Result<()> {
+        match i32::try_from(self.pid) {
+            Ok(pid) if self.is_alive() => kill(Pid::from_raw(pid), Signal::SIGKILL),
+            _ => Ok(()),
+        }
     }
 }
 
