@@ -30,6 +30,7 @@ use mesh_tests::{
     spine::{Asked, CLIENT, CONFIG},
     twin::{self, identity},
 };
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -301,6 +302,47 @@ fn no_bytes_that_anybody_sends_do_harm() {
         assert_eq!(ask(&send, connect(&authority)).await.0, 200);
     });
     assert!(served.agent.worker.is_running());
+}
+
+#[test]
+fn small_pieces_that_an_app_does_not_read_disturb_nobody() {
+    let served = Served::new();
+    let (release, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let listener = std::net::TcpListener::bind((served.at, 0)).unwrap();
+    // Small segments, as on a network: on loopback the kernel would take it all.
+    SockRef::from(&listener).set_tcp_mss(1000).unwrap();
+    SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
+    let stuck = app::App::new(listener, move |mut stream| {
+        let _ = wait.lock().unwrap().recv();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all)?;
+        stream.write_all(all.len().to_string().as_bytes())
+    });
+    let app = served.app();
+    run(async {
+        let send = served.tunnels().await;
+        let request = connect(&stuck.address.to_string());
+        let (response, mut stream) = send.clone().ready().await.unwrap().send_request(request, false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        // Much is more than the sockets take, and both are less than the window.
+        let (much, little) = (2 << 20, 300_000);
+        stream.send_data(vec![7; much].into(), false).unwrap();
+        for n in 1..=little {
+            stream.send_data(Bytes::from_static(b"7"), n == little).unwrap();
+            if n % 1000 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        for _ in 0..3 {
+            is_led_to(&send, &app).await;
+        }
+        release.send(()).unwrap();
+        let mut body = response.into_body();
+        let said = body.data().await.unwrap().unwrap();
+        assert_eq!(said, (much + little).to_string());
+    });
 }
 
 /// What an agent of another mesh is asked.

@@ -28,6 +28,9 @@ use crate::model::{Identity, Reason, UpstreamAddr};
 /// Connections that are tried before an open request is given up: others may end just as it comes.
 const TRIES: usize = 3;
 
+/// Connections of one key that are crowded and still have room: beyond that, others are not opened for it.
+const MOST_CROWDED: usize = 4;
+
 /// Who calls whom. The pod belongs to it: a connection is made from within it and shows its address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
@@ -135,11 +138,13 @@ impl Default for Peer {
 }
 
 impl Peer {
-    /// A connection that has room. Those that are to be used no more are let go.
+    /// A connection that has room, one where apps that do not read are in nobody's way, unless there are many others
+    /// already. Those that are to be used no more are let go.
     fn usable(&self, config: &Arc<ClientConfig>) -> Option<Tunnels> {
         let mut open = self.open.borrow_mut();
         open.retain(|entry| !entry.tunnels.is_over() && Arc::ptr_eq(&entry.config, config));
-        open.iter().find(|entry| entry.tunnels.has_room()).map(|entry| entry.tunnels.clone())
+        let with_room = || open.iter().map(|entry| &entry.tunnels).filter(|tunnels| tunnels.has_room());
+        with_room().find(|tunnels| !tunnels.is_crowded()).or_else(|| with_room().nth(MOST_CROWDED - 1)).cloned()
     }
 }
 

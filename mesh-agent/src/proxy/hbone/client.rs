@@ -3,7 +3,6 @@
 use std::{
     future::poll_fn,
     net::SocketAddr,
-    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
     time::Duration,
@@ -16,7 +15,7 @@ use h2::{
 };
 use http::{Method, Request, Response, StatusCode, Uri, uri::Authority};
 
-use super::{OpenStream, Stream, Streams, headers};
+use super::{OpenStream, Stream, Streams, headers, window::Watch};
 use crate::{
     model::{ObjectName, Reason},
     proxy::{
@@ -68,6 +67,11 @@ impl Tunnels {
         self.streams.open.load(Relaxed) < MOST_STREAMS.min(self.send.current_max_send_streams())
     }
 
+    /// Whether another stream would hardly get on.
+    pub(in crate::proxy) fn is_crowded(&self) -> bool {
+        self.streams.is_crowded()
+    }
+
     /// Whether it takes no more streams.
     pub(in crate::proxy) fn is_over(&self) -> bool {
         self.streams.is_over.load(Relaxed)
@@ -96,7 +100,7 @@ impl Tunnels {
         if response.status() != StatusCode::OK {
             return Err(Refused::For(Error::Tunnel(reason(&response))));
         }
-        Ok(Stream { send, receive: response.into_body(), _open: Some(open) })
+        Ok(Stream { send, receive: response.into_body(), open })
     }
 }
 
@@ -162,12 +166,13 @@ pub(in crate::proxy) async fn start(stream: TlsStream) -> Result<(Tunnels, Conne
 /// Runs a connection until it ends, or has carried nothing for a while, or the other end no longer answers.
 pub(in crate::proxy) async fn run(mut connection: Connection<TlsStream, Bytes>, streams: Arc<Streams>) {
     let mut pings = connection.ping_pong();
-    let mut connection = pin!(connection);
+    let mut watch = Watch::new(Arc::clone(&streams));
     let mut ticks = tokio::time::interval(PING_EVERY);
     let (mut is_asked, mut idle_ticks, mut begun) = (false, 0, 0);
     let ended = loop {
         tokio::select! {
             result = &mut connection => break result.err().map(|error| error.to_string()),
+            window = watch.window() => connection.set_target_window_size(window),
             () = pong(pings.as_mut()), if is_asked => is_asked = false,
             _ = ticks.tick() => {
                 let is_idle = streams.open.load(Relaxed) == 0 && streams.begun.load(Relaxed) == begun;

@@ -7,6 +7,8 @@ pub(super) mod fuzz;
 pub(super) mod headers;
 pub(super) mod relay;
 pub(super) mod server;
+mod starved;
+mod window;
 
 use std::{
     io,
@@ -19,14 +21,16 @@ use std::{
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 
+use self::{
+    starved::Starved,
+    window::{CONNECTION_WINDOW, Readers, STREAM_WINDOW},
+};
+
 /// The port that mutual TLS is spoken on, at the address of the pod itself.
 pub const PORT: u16 = mesh_common::TUNNEL_PORT;
 /// ALPN of HTTP/2 (RFC 9113, 3.1).
 pub(super) const ALPN: &[u8] = b"h2";
 
-// Flow control, as others set it: a stream carries 10 Gbit/s over 3 ms, and four stalled ones do not stop the rest.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Larger frames mean fewer of them; smaller ones let other streams in between.
 const FRAME: u32 = 64 * 1024;
 /// What a stream holds of what could not be sent yet.
@@ -42,7 +46,7 @@ pub(super) struct Stream {
     pub(super) send: SendStream<Bytes>,
     pub(super) receive: RecvStream,
     /// Counts among the streams of its connection.
-    _open: Option<OpenStream>,
+    open: OpenStream,
 }
 
 impl Stream {
@@ -59,12 +63,21 @@ pub(super) struct Streams {
     begun: AtomicUsize,
     /// The connection takes no more of them.
     is_over: AtomicBool,
+    /// Of ours, who write what comes to apps.
+    readers: Readers,
+    /// Of those that send.
+    starved: Starved,
 }
 
 impl Streams {
     /// No more of them.
     pub(super) fn retire(&self) {
         self.is_over.store(true, Relaxed);
+    }
+
+    /// Whether those that do not read have filled it, at either end: another one will do better.
+    fn is_crowded(&self) -> bool {
+        self.readers.are_short() || self.starved.has_lasted()
     }
 
     fn begin(self: &Arc<Self>) -> OpenStream {

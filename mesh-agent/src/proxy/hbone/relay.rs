@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     future::{Future, poll_fn},
     io::{self, IoSlice},
     net::Shutdown,
@@ -17,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::Stream;
+use super::{Stream, Streams, starved::FIRST_WINDOW};
 use crate::{
     proxy::{Error, relay},
     telemetry::{Connection, Direction},
@@ -30,6 +31,8 @@ const SMALL: usize = 4 * 1024;
 /// Pieces that are written to the socket at once, and the bytes in them.
 const PIECES: usize = 16;
 const PIECES_BYTES: usize = 128 * 1024;
+/// Pieces of less that an app does not read are put together: a few bytes would hold on to all that was read with them.
+const HOARD: usize = 16 * 1024;
 /// Bytes that one direction moves before others get their turn.
 const TURN: usize = 1024 * 1024;
 
@@ -45,8 +48,8 @@ pub(in crate::proxy) async fn run(
     direction: Direction,
     record: &mut Connection,
 ) -> Result<(), Error> {
-    let Stream { send, receive, .. } = stream;
-    let mut relay = Relay { socket, send, receive, out: Out::default(), back: Back::default() };
+    let Stream { send, receive, open } = stream;
+    let mut relay = Relay { socket, send, receive, streams: &open.0, out: Out::default(), back: Back::default() };
     let result = poll_fn(|cx| {
         let out = relay.poll_out(cx, &mut |n| match direction {
             Direction::Outbound => record.sent_upstream(n),
@@ -93,6 +96,8 @@ struct Relay<'a> {
     socket: &'a TcpStream,
     send: &'a mut SendStream<Bytes>,
     receive: &'a mut RecvStream,
+    /// Those of the same connection.
+    streams: &'a Streams,
     out: Out<'a>,
     back: Back,
 }
@@ -103,6 +108,10 @@ struct Out<'a> {
     is_done: bool,
     /// Capacity of the stream is set aside for this direction.
     has_reserved: bool,
+    /// Bytes that went over it.
+    sent: usize,
+    /// It waits with less than what any stream may send.
+    is_starved: bool,
     /// While the stream takes nothing, the socket is not read, but that it resets must be seen.
     watch: Option<Watch<'a>>,
 }
@@ -110,8 +119,12 @@ struct Out<'a> {
 /// From the stream to the socket.
 #[derive(Default)]
 struct Back {
-    held: Vec<Bytes>,
+    held: VecDeque<Bytes>,
     held_bytes: usize,
+    /// What came in small pieces after that, while the app did not read.
+    small: BytesMut,
+    /// The app does not read.
+    is_stalled: bool,
     has_ended: bool,
     is_done: bool,
 }
@@ -143,9 +156,17 @@ impl Relay<'_> {
             }
             let capacity = match self.poll_capacity(cx) {
                 Poll::Ready(result) => result?,
-                Poll::Pending => return self.stalled(cx),
+                Poll::Pending => {
+                    if self.out.sent < FIRST_WINDOW && !std::mem::replace(&mut self.out.is_starved, true) {
+                        self.streams.starved.begin();
+                    }
+                    return self.stalled(cx);
+                }
             };
             self.out.watch = None;
+            if std::mem::take(&mut self.out.is_starved) {
+                self.streams.starved.end();
+            }
             match ready!(read(cx, self.socket, capacity)) {
                 Ok(bytes) if bytes.is_empty() => {
                     self.send.send_data(bytes, true)?;
@@ -153,6 +174,7 @@ impl Relay<'_> {
                 }
                 Ok(bytes) => {
                     turn += bytes.len();
+                    self.out.sent = self.out.sent.saturating_add(bytes.len());
                     moved(bytes.len());
                     self.send.send_data(bytes, false)?;
                 }
@@ -215,13 +237,20 @@ impl Relay<'_> {
                         let failed = result.map_or_else(Failed::from, |code| h2::Error::from(code).into());
                         return Poll::Ready(Err(failed));
                     }
-                    return Poll::Pending;
+                    if !std::mem::replace(&mut self.back.is_stalled, true) {
+                        self.streams.readers.stall();
+                    }
+                    return self.hoard(cx);
                 }
             }
             let written = self.write()?;
             moved(written);
             turn += written;
+            if written > 0 && std::mem::take(&mut self.back.is_stalled) {
+                self.streams.readers.go_on();
+            }
             self.receive.flow_control().release_capacity(written)?;
+            self.streams.readers.released(written);
         }
         Poll::Ready(Ok(()))
     }
@@ -229,12 +258,13 @@ impl Relay<'_> {
     /// Takes what the stream has.
     fn gather(&mut self, cx: &mut Context<'_>) -> Result<(), Failed> {
         let back = &mut self.back;
+        back.join();
         while !back.has_ended && back.held.len() < PIECES && back.held_bytes < PIECES_BYTES {
             match self.receive.poll_data(cx) {
                 Poll::Ready(Some(Ok(piece))) if piece.is_empty() => {}
                 Poll::Ready(Some(Ok(piece))) => {
                     back.held_bytes += piece.len();
-                    back.held.push(piece);
+                    back.held.push_back(piece);
                 }
                 Poll::Ready(Some(Err(error))) => return Err(error.into()),
                 Poll::Ready(None) => back.has_ended = true,
@@ -242,6 +272,20 @@ impl Relay<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Takes all that the stream has, which is no more than its window, while the app does not read. Left where they are,
+    /// small pieces would cost a multiple of what is in them, and in the end the connection (`SMALL_FRAMES`).
+    fn hoard(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let back = &mut self.back;
+        while !back.has_ended {
+            match ready!(self.receive.poll_data(cx)) {
+                Some(Ok(piece)) => back.keep(piece),
+                Some(Err(error)) => return Poll::Ready(Err(error.into())),
+                None => back.has_ended = true,
+            }
+        }
+        Poll::Pending
     }
 
     /// Writes what is held, as far as the socket takes it.
@@ -266,9 +310,46 @@ impl Relay<'_> {
             !piece.is_empty()
         });
         if back.held.is_empty() {
-            back.held = Vec::new();
+            back.held = VecDeque::new();
         }
         Ok(written)
+    }
+}
+
+impl Back {
+    /// Holds another piece; many small ones become one.
+    fn keep(&mut self, piece: Bytes) {
+        if piece.len() >= HOARD {
+            self.join();
+            self.held_bytes += piece.len();
+            self.held.push_back(piece);
+            return;
+        }
+        if self.small.capacity() - self.small.len() < piece.len() {
+            self.join();
+            self.small = BytesMut::with_capacity(HOARD);
+        }
+        self.small.extend_from_slice(&piece);
+    }
+
+    /// What has come in small pieces is as the others.
+    fn join(&mut self) {
+        if !self.small.is_empty() {
+            let piece = std::mem::take(&mut self.small).freeze();
+            self.held_bytes += piece.len();
+            self.held.push_back(piece);
+        }
+    }
+}
+
+impl Drop for Relay<'_> {
+    fn drop(&mut self) {
+        if self.back.is_stalled {
+            self.streams.readers.go_on();
+        }
+        // What nobody has read is dropped with the stream, which gives it back to the connection.
+        let unread = self.receive.flow_control().used_capacity();
+        self.streams.readers.released(unread);
     }
 }
 
@@ -293,4 +374,28 @@ fn read(cx: &mut Context<'_>, socket: &TcpStream, most: usize) -> Poll<io::Resul
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_are_put_together_in_order() {
+        let mut back = Back::default();
+        let mut expected = Vec::new();
+        let lengths = (0..1000).map(|n| match n {
+            200 | 500 => HOARD,
+            n => n % 40 + 1,
+        });
+        for (n, length) in lengths.enumerate() {
+            let piece = vec![n as u8; length];
+            expected.extend_from_slice(&piece);
+            back.keep(piece.into());
+        }
+        back.join();
+        assert_eq!(back.held_bytes, expected.len());
+        assert_eq!(back.held.iter().flatten().copied().collect::<Vec<_>>(), expected);
+        assert!(back.held.len() < 10, "{} pieces of 1000", back.held.len());
+    }
 }

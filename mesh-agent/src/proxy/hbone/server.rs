@@ -12,7 +12,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
 use mesh_common::{INBOUND_PORT, OUTBOUND_PORT};
 use rustls::ServerConfig;
 
-use super::{Stream, headers, relay};
+use super::{Stream, Streams, headers, relay, window::Watch};
 use crate::{
     model::{Identity, ObjectName, OrigDst, Reason, Transport, Workload},
     proxy::{
@@ -35,6 +35,8 @@ struct Caller {
     local: SocketAddr,
     /// What he was offered. When that has changed, so may have whom this agent trusts.
     config: Arc<ServerConfig>,
+    /// His tunnels.
+    streams: Arc<Streams>,
 }
 
 /// Serves a connection to [`super::PORT`] of the pod, which is `local`.
@@ -76,7 +78,10 @@ async fn shake_hands(
         () = open.pushed_out() => return Err(Error::Tunnel(Reason::HandshakeLimit)),
     };
     let identity = worker.certificates.peer(stream.peer()).ok_or(Error::Tunnel(Reason::PeerUnidentified))?;
-    Ok((stream, Caller { identity: Arc::new(identity), address: accepted.peer, local, config }))
+    Ok((
+        stream,
+        Caller { identity: Arc::new(identity), address: accepted.peer, local, config, streams: Arc::default() },
+    ))
 }
 
 /// Takes tunnels until the caller or this agent has had enough; those that are open then go on.
@@ -86,6 +91,7 @@ async fn run(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TlsStream, caller: Rc<
         .await
         .map_err(|_| Error::Tunnel(Reason::HandshakeTimeout))?
         .map_err(|_| Error::Tunnel(Reason::HboneBadRequest))?;
+    let mut watch = Watch::new(Arc::clone(&caller.streams));
     let mut closing = worker.closing(pod);
     let mut is_closing = false;
     loop {
@@ -107,6 +113,7 @@ async fn run(worker: &Rc<Worker>, pod: &Arc<Pod>, stream: TlsStream, caller: Rc<
                 }
                 None => return Ok(()),
             },
+            window = watch.window() => connection.set_target_window_size(window),
             _ = closing.wait_for(|closing| *closing), if !is_closing => {
                 is_closing = true;
                 connection.graceful_shutdown();
@@ -153,7 +160,7 @@ async fn serve_tunnel(
     let Ok(send) = respond.send_response(Response::new(()), false) else {
         return record.finish(Reason::DownstreamReset);
     };
-    let mut stream = Stream { send, receive, _open: None };
+    let mut stream = Stream { send, receive, open: caller.streams.begin() };
     record.goes(Transport::Mutual);
     let result = relay::run(&app.downstream, &mut stream, Direction::Inbound, &mut record).await;
     if result.is_err() {
