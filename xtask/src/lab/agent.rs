@@ -129,7 +129,8 @@ impl Agent {
             if let Some(status) = agent.process.ended()? {
                 bail!("mesh-agent ended: {status}");
             }
-            Ok(agent.process.log().lines().any(|line| line.contains("ready")).then_some(()))
+            let is_ready = |line: &str| line.split_whitespace().any(|word| word == "ready");
+            Ok(agent.process.log().lines().any(is_ready).then_some(()))
         });
         ready.with_context(|| agent.process.last_words())?;
         agent.ready_after = start.elapsed();
