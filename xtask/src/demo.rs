@@ -15,7 +15,7 @@ use crate::{
     lab::{
         self, Workspace,
         accounts::{Accounts, Role},
-        agent::{Agent, DISABLED, ENABLED, NODE},
+        agent::{Agent, DISABLED, ENABLED, NODE, Source},
         interrupt,
         load::{self, Answer, Client},
         manifests::{Manifests, Pod},
@@ -55,7 +55,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let seconds = Duration::try_from_secs_f64(args.seconds).context("--seconds")?;
     lab::require_root("demo")?;
-    let binaries = lab::build(args.agent.is_none())?;
+    let binaries = lab::build(&if args.agent.is_none() { vec![lab::AGENT] } else { Vec::new() })?;
     interrupt::watch()?;
     let workspace = Workspace::create("demo")?;
     let agent = args.agent.clone().unwrap_or_else(|| binaries.join("mesh-agent"));
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     step("starting mesh-agent; the namespace is not enrolled yet");
     let running = stage.agent(true)?;
-    running.await_pods(&DISABLED)?;
+    running.await_pods(NAMESPACE, &DISABLED)?;
     println!("\nmesh-agent status, before:\n{}", running.table()?);
     let toggled = stage.toggle(&running, args.toggles)?;
     step("measuring in the mesh, connected directly");
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     step("measuring in the mesh, every byte through the agent (--direct=off)");
     let running = stage.agent(false)?;
-    running.await_pods(&ENABLED)?;
+    running.await_pods(NAMESPACE, &ENABLED)?;
     costs.push(("meshed, relayed", stage.cost(seconds)?));
     drop(running);
 
@@ -136,7 +136,7 @@ impl Stage {
         let netns = self.network.name("node");
         let launch = Launch::new(&netns, &self.accounts, Role::Proxy, None);
         let more = if direct { "--direct=on" } else { "--direct=off" };
-        Agent::start(&launch, &self.workspace, self.agent.clone(), NODE, &self.manifests, &[more])
+        Agent::start(&launch, &self.workspace, self.agent.clone(), NODE, &Source::Manifests(&self.manifests), &[more])
     }
 
     fn load(&self, mode: &str, port: u16, rest: &[&str]) -> Result<Answer> {
@@ -193,7 +193,7 @@ impl Stage {
             let on = round % 2 == 0;
             let start = Instant::now();
             self.manifests.enroll(on)?;
-            let took = agent.await_pods(if on { &ENABLED } else { &DISABLED })?.duration_since(start);
+            let took = agent.await_pods(NAMESPACE, if on { &ENABLED } else { &DISABLED })?.duration_since(start);
             eprintln!(
                 "    {NAMESPACE} {}: in force after {} ms",
                 if on { "enabled " } else { "disabled" },

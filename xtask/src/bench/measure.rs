@@ -19,8 +19,10 @@ use crate::lab::{
 pub(super) struct Measured {
     /// What the client says.
     pub(super) answer: Answer,
-    /// CPU of client, server and proxies.
-    cpu: [Spent; 3],
+    /// CPU of each role.
+    cpu: [Spent; Role::ALL.len()],
+    /// How long it took, with the warm-up.
+    wall: f64,
     /// CPUs used by others, the hypervisor included.
     pub(super) noise: f64,
 }
@@ -31,9 +33,14 @@ impl Measured {
         self.spent(role).total
     }
 
-    /// CPU time of all roles.
+    /// CPU time of all that a request meets.
     pub(super) fn cpu_total(&self) -> Duration {
-        self.cpu.iter().map(|spent| spent.total).sum()
+        Role::PATH.iter().map(|&role| self.cpu(role)).sum()
+    }
+
+    /// CPUs that a role used on average.
+    pub(super) fn cores(&self, role: Role) -> f64 {
+        self.cpu(role).as_secs_f64() / self.wall
     }
 
     /// Share of the proxies' CPU time that was spent in the kernel, if they had any.
@@ -89,24 +96,22 @@ fn once(rig: &Rig, netns: &str, args: &[String]) -> Result<Measured> {
     let patience = rig.length + Duration::from_secs(30);
     let answer = load::measure(&rig.launch(netns, Role::Client), &rig.tool, args, patience)?;
     let after = Moment::now(rig)?;
-    let mut cpu = [Spent::default(); 3];
-    for (spent, (before, after)) in cpu.iter_mut().zip(before.spent.into_iter().zip(after.spent)) {
-        *spent = Spent {
-            total: after.total.saturating_sub(before.total),
-            user: after.user.saturating_sub(before.user),
-            system: after.system.saturating_sub(before.system),
-        };
-    }
-    let wall = after.at.duration_since(before.at).as_secs_f64();
-    let ours: f64 = cpu.iter().map(|spent| spent.total.as_secs_f64()).sum();
-    // The two clocks differ by a tick or two, so a quiet machine can come out below zero.
-    let others = (after.busy - before.busy - ours).max(0.0);
-    Ok(Measured { answer, cpu, noise: (others + after.stolen - before.stolen) / wall })
+    Ok(after.since(&before, answer))
+}
+
+/// What all roles spend while nothing is asked of them, for the length of a measurement.
+///
+/// # Errors
+/// The kernel's files don't look as expected; ctrl-C.
+pub(super) fn quiet(rig: &Rig) -> Result<Measured> {
+    let before = Moment::now(rig)?;
+    rest(rig.length)?;
+    Ok(Moment::now(rig)?.since(&before, Answer::default()))
 }
 
 struct Moment {
     at: Instant,
-    spent: [Spent; 3],
+    spent: [Spent; Role::ALL.len()],
     /// CPU seconds that the machine was busy.
     busy: f64,
     /// CPU seconds that the hypervisor gave to others.
@@ -115,12 +120,30 @@ struct Moment {
 
 impl Moment {
     fn now(rig: &Rig) -> Result<Self> {
-        let [client, server, proxy] = Role::ALL.map(|role| rig.accounts.spent(role));
+        let mut spent = [Spent::default(); Role::ALL.len()];
+        for (spent, role) in spent.iter_mut().zip(Role::ALL) {
+            *spent = rig.accounts.spent(role)?;
+        }
         let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
         let (busy, stolen) = machine_time(&stat).context("/proc/stat does not begin with cpu times")?;
         let tick = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100) as f64;
-        let spent = [client?, server?, proxy?];
         Ok(Self { at: Instant::now(), spent, busy: busy as f64 / tick, stolen: stolen as f64 / tick })
+    }
+
+    fn since(&self, before: &Self, answer: Answer) -> Measured {
+        let mut cpu = [Spent::default(); Role::ALL.len()];
+        for (spent, (before, after)) in cpu.iter_mut().zip(before.spent.into_iter().zip(self.spent)) {
+            *spent = Spent {
+                total: after.total.saturating_sub(before.total),
+                user: after.user.saturating_sub(before.user),
+                system: after.system.saturating_sub(before.system),
+            };
+        }
+        let wall = self.at.duration_since(before.at).as_secs_f64();
+        let ours: f64 = cpu.iter().map(|spent| spent.total.as_secs_f64()).sum();
+        // The two clocks differ by a tick or two, so a quiet machine can come out below zero.
+        let others = (self.busy - before.busy - ours).max(0.0);
+        Measured { answer, cpu, wall, noise: (others + self.stolen - before.stolen) / wall }
     }
 }
 

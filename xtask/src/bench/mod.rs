@@ -22,6 +22,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::lab::{
     self, Workspace,
     accounts::{Accounts, Role},
+    cluster,
     interrupt::{self, Interrupted},
     load, poll,
 };
@@ -36,7 +37,8 @@ use topology::Topology;
 pub(crate) struct Args {
     /// What to measure: direct, mesh-direct, mesh-relay, mesh-off, mesh-mtls-cross,
     /// mesh-mtls-500-cross, mesh-mtls-rotating-cross (500 more identities, and renewed every 5 s), envoy-http-mtls, envoy-tcp-mtls,
-    /// envoy-tcp-mtls-cross, haproxy-http, direct-cross, or the name of a hook
+    /// envoy-tcp-mtls-cross, haproxy-http, mesh-{direct,relay}-{large,unwatched,churn} (in a large cluster: at rest, with
+    /// changes that agents don't watch, with changes of endpoints), direct-cross, or the name of a hook
     #[arg(long, value_delimiter = ',', default_value = "direct,mesh-direct,mesh-relay,mesh-off")]
     configs: Vec<String>,
     /// How often
@@ -45,7 +47,7 @@ pub(crate) struct Args {
     /// Seconds of each measurement
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Suites (c1, c16, c64, r2000, conn, bulk, pp, hold) or metrics (http.c64.rps, idle.rss_kb, ...) [default: all]
+    /// Suites (c1, c16, c64, r2000, conn, bulk, pp, hold; in a large cluster quiet, flip) or metrics (http.c64.rps, idle.rss_kb, ...) [default: all]
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Write one JSON object per line: {config, metric, unit, n, median, min, max, ratio}
@@ -63,6 +65,15 @@ pub(crate) struct Args {
     /// Pods on the node of the mesh, 18 of the default idle: idle.rss_kb is with all of them
     #[arg(long, value_name = "N", default_value_t = 20)]
     pods: usize,
+    /// Pods of the large cluster; it has a tenth as many services and nodes
+    #[arg(long, value_name = "N", default_value_t = 50_000)]
+    cluster_pods: usize,
+    /// Changes of endpoints a second in it
+    #[arg(long, value_name = "RATE", default_value_t = 200.0)]
+    changes: f64,
+    /// How often suite flip moves the endpoint of a service
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    flips: u32,
     /// CPUs that may be busy with other work before a measurement is repeated
     #[arg(long, value_name = "CPUS", default_value_t = 0.25)]
     noise: f64,
@@ -100,10 +111,16 @@ fn prepare(args: &Args, configs: &[Config]) -> Result<Rig> {
     if !(2..=topology::MAX_PODS).contains(&args.pods) {
         bail!("--pods must be between 2 and {}", topology::MAX_PODS);
     }
-    let meshed = configs.iter().any(Config::is_mesh);
+    let mut needed = Vec::new();
+    if args.agent.is_none() && configs.iter().any(Config::is_mesh) {
+        needed.push(lab::AGENT);
+    }
+    if configs.iter().any(Config::is_large) {
+        needed.extend([cluster::API_SERVER, cluster::CHURN]);
+    }
     lab::require_root("bench")?;
     configs.iter().try_for_each(Config::require)?;
-    let binaries = lab::build(meshed && args.agent.is_none())?;
+    let binaries = lab::build(&needed)?;
     interrupt::watch()?;
     let workspace = Workspace::create("bench")?;
     Ok(Rig {
@@ -116,6 +133,10 @@ fn prepare(args: &Args, configs: &[Config]) -> Result<Rig> {
         noise: args.noise,
         tries: args.tries,
         pods: args.pods,
+        crowd: args.cluster_pods,
+        changes: args.changes,
+        flips: args.flips,
+        binaries,
         workspace,
     })
 }
@@ -161,8 +182,16 @@ fn rounds(args: &Args, rig: &Rig, configs: &[Config], only: &Selection, report: 
 }
 
 fn headline(figures: &Figures) -> String {
-    const SHOWN: [&str; 7] =
-        ["http.c1.p50", "http.c64.rps", "http.c64.proxy_us_req", "conn.cps", "bulk.gbit", "pp1.p50", "hold.kb_conn"];
+    const SHOWN: [&str; 8] = [
+        "http.c1.p50",
+        "http.c64.rps",
+        "http.c64.proxy_us_req",
+        "conn.cps",
+        "bulk.gbit",
+        "pp1.p50",
+        "hold.kb_conn",
+        "flip.p99",
+    ];
     let shown = figures.0.iter().filter(|(metric, _)| SHOWN.contains(&metric.as_str()));
     let words: Vec<_> = shown.map(|(metric, value)| format!("{metric} {value:.1}")).collect();
     words.join(", ")
@@ -183,7 +212,8 @@ fn measure_config(rig: &Rig, config: &Config, only: &Selection) -> Result<Figure
     if let Some(wire) = config.wire() {
         wire::verify(rig, &topology, running.target(), wire)?;
     }
-    let figures = suites::run(rig, only, &client, running.target(), &|| running.pids())?;
+    let mut figures = suites::run(rig, only, &client, running.target(), &|| running.pids())?;
+    running.figures(rig, &topology, only, &mut figures)?;
     running.verify()?;
     // What was so before the load is so after it.
     if let Some(wire) = config.wire() {

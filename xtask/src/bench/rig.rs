@@ -30,6 +30,14 @@ pub(super) struct Rig {
     pub(super) hold: u64,
     /// Pods on the meshed node.
     pub(super) pods: usize,
+    /// Where the project's own binaries are.
+    pub(super) binaries: PathBuf,
+    /// Pods of the large cluster.
+    pub(super) crowd: usize,
+    /// Changes a second in it.
+    pub(super) changes: f64,
+    /// How often an endpoint moves to see how long it takes.
+    pub(super) flips: u32,
 }
 
 impl Rig {

@@ -16,14 +16,15 @@ use crate::lab::{
 };
 
 /// Names of the suites, in the order they run. `idle` and `load` are the memory before and after.
-pub(super) const SUITES: [&str; 8] = ["c1", "c16", "c64", "r2000", "conn", "bulk", "pp", "hold"];
+pub(super) const SUITES: [&str; 10] = ["c1", "c16", "c64", "r2000", "conn", "bulk", "pp", "hold", "quiet", "flip"];
 
 /// The figures of one configuration in one round, in the order they were measured.
 #[derive(Default)]
 pub(super) struct Figures(pub(super) Vec<(String, f64)>);
 
 impl Figures {
-    fn put(&mut self, metric: impl Into<String>, value: f64) {
+    /// One more.
+    pub(super) fn put(&mut self, metric: impl Into<String>, value: f64) {
         self.0.push((metric.into(), value));
     }
 }
@@ -40,7 +41,7 @@ impl Selection {
         for word in words {
             let prefixes = SUITES.iter().flat_map(|suite| prefixes(suite).iter().copied());
             if !SUITES.contains(&word.as_str())
-                && !prefixes.chain(["idle.", "load.", "procs"]).any(|prefix| related(prefix, word))
+                && !prefixes.chain(["idle.", "load.", "procs", "sync.", "changes."]).any(|prefix| related(prefix, word))
             {
                 bail!(
                     "--only {word}: neither a suite ({}) nor a metric (such as http.c64.rps, conn.cps, pp1.p50, idle.rss_kb)",
@@ -51,7 +52,8 @@ impl Selection {
         Ok(Self(words.to_vec()))
     }
 
-    fn runs(&self, suite: &str) -> bool {
+    /// Whether a suite is to be run.
+    pub(super) fn runs(&self, suite: &str) -> bool {
         self.0.is_empty()
             || self.0.iter().any(|word| word == suite || prefixes(suite).iter().any(|prefix| related(prefix, word)))
     }
@@ -83,6 +85,8 @@ fn prefixes(suite: &str) -> &'static [&'static str] {
         "bulk" => &["bulk."],
         "pp" => &["pp1.", "pp1k."],
         "hold" => &["hold."],
+        "quiet" => &["quiet."],
+        "flip" => &["flip."],
         _ => &[],
     }
 }
@@ -234,6 +238,12 @@ fn finish(figures: &mut Figures, tag: &str, measured: &Measured) {
     if let Some(error) = &measured.answer.first_error {
         eprintln!("  {tag}: {} of {} failed: {error}", measured.answer.errors, measured.answer.total);
     }
+    // Who is on other machines otherwise, and takes CPU from the load here.
+    if measured.cpu(Role::Cluster) > Duration::ZERO {
+        figures.put(format!("{tag}.agent_cores"), measured.cores(Role::Proxy));
+        figures.put(format!("{tag}.api_cores"), measured.cores(Role::Cluster));
+        figures.put(format!("{tag}.changer_cores"), measured.cores(Role::Changer));
+    }
     figures.put(format!("{tag}.errors"), measured.answer.errors as f64);
     figures.put(format!("{tag}.noise"), measured.noise);
 }
@@ -244,7 +254,12 @@ pub(super) fn unit(metric: &str) -> &'static str {
         "rps" => "req/s",
         "cps" => "conn/s",
         "gbit" => "Gbit/s",
-        "p50" | "p90" | "p99" => "us",
+        "p50" | "p90" | "p99" | "max" | "request_p50" | "request_p99" | "late_p99" | "late_max" | "answered_p99" => {
+            "us"
+        }
+        "ready_ms" => "ms",
+        "agent_cores" | "api_cores" | "changer_cores" => "cores",
+        "per_s" | "published_s" => "per s",
         "proxy_us_req" | "total_us_req" => "us/req",
         "proxy_us" | "total_us" if metric.starts_with("conn") => "us/conn",
         "proxy_us" | "total_us" => "us/round trip",
@@ -252,7 +267,7 @@ pub(super) fn unit(metric: &str) -> &'static str {
         "kb_conn" => "KiB/conn",
         "rss_kb" | "anon_kb" => "KiB",
         "noise" => "CPUs",
-        "sysfrac" => "share",
+        "sysfrac" | "direct_share" => "share",
         _ => "count",
     }
 }

@@ -17,17 +17,25 @@ pub(crate) enum Role {
     Server,
     /// What is between them.
     Proxy,
+    /// The API server, which would be on another machine.
+    Cluster,
+    /// Who changes what is in it.
+    Changer,
 }
 
 impl Role {
     /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Client, Self::Server, Self::Proxy];
+    pub(crate) const ALL: [Self; 5] = [Self::Client, Self::Server, Self::Proxy, Self::Cluster, Self::Changer];
+    /// Those that a request meets on its way.
+    pub(crate) const PATH: [Self; 3] = [Self::Client, Self::Server, Self::Proxy];
 
     fn folder(self) -> &'static str {
         match self {
             Self::Client => "client",
             Self::Server => "server",
             Self::Proxy => "proxy",
+            Self::Cluster => "cluster",
+            Self::Changer => "changer",
         }
     }
 }
@@ -59,7 +67,7 @@ enum Version {
 }
 
 impl Accounts {
-    /// Makes the groups `name/{client,server,proxy}`.
+    /// Makes the groups `name/{client,server,...}`.
     ///
     /// # Errors
     /// There is neither a cpuacct hierarchy nor cgroup v2, or it can't be written.
@@ -148,7 +156,8 @@ fn remove_group(folder: &Path) {
     eprintln!("left behind: {}", folder.display());
 }
 
-fn mount_point(mounts: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
+/// Where the first file system of that kind, with that option, is mounted.
+pub(super) fn mount_point(mounts: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);
         let (point, found, options) = (words.next()?, words.next()?, words.next()?);

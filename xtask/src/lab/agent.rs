@@ -1,7 +1,7 @@
 //! The agent under test.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -31,13 +31,31 @@ pub(crate) struct Agent {
     run_dir: PathBuf,
     bpffs: PathBuf,
     process: Process,
+    ready_after: Duration,
+}
+
+/// Where an agent has its objects from.
+pub(crate) enum Source<'a> {
+    /// A folder.
+    Manifests(&'a Manifests),
+    /// An API server: the kubeconfig.
+    Kubernetes(&'a Path),
 }
 
 /// What we read of `mesh-agent status -o json`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Status {
+    /// The node.
+    pub(crate) node: NodeStatus,
     /// The pods of the node.
     pub(crate) pods: Vec<PodStatus>,
+}
+
+/// Of the node.
+#[derive(Debug, Deserialize)]
+pub(crate) struct NodeStatus {
+    /// How many states have been published.
+    pub(crate) snapshot: u64,
 }
 
 /// Of a pod.
@@ -58,6 +76,8 @@ pub(crate) struct PodStatus {
 /// Namespace and name.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ObjectName {
+    /// The namespace.
+    pub(crate) namespace: String,
     /// The name.
     pub(crate) name: String,
 }
@@ -73,19 +93,27 @@ impl Agent {
     /// Starts it as the agent of `node`, and waits until it says that it is ready. Agents of several nodes get along.
     ///
     /// # Errors
-    /// It ended or is not ready within ten seconds: the message has the end of its log.
+    /// It ended or is not ready in time: the message has the end of its log.
     pub(crate) fn start(
         launch: &Launch<'_>,
         workspace: &Workspace,
         binary: PathBuf,
         node: &str,
-        manifests: &Manifests,
+        source: &Source<'_>,
         more: &[&str],
     ) -> Result<Self> {
         let (run_dir, bpffs) = (workspace.path().join(node), workspace.bpffs().join(node));
-        let mut args: Vec<_> =
-            ["run", "--node-name", node, "--drain-deadline", "1s", "--manifests"].map(Into::into).into();
-        args.push(manifests.folder().as_os_str().to_owned());
+        let mut args: Vec<_> = ["run", "--node-name", node, "--drain-deadline", "1s"].map(Into::into).into();
+        let patience = match source {
+            Source::Manifests(manifests) => {
+                args.extend(["--manifests".into(), manifests.folder().as_os_str().to_owned()]);
+                Duration::from_secs(10)
+            }
+            Source::Kubernetes(kubeconfig) => {
+                args.extend(["--kubernetes".into(), "--kubeconfig".into(), kubeconfig.as_os_str().to_owned()]);
+                Duration::from_mins(2)
+            }
+        };
         args.extend(more.iter().map(Into::into));
         args.extend(["--run-dir".into(), run_dir.clone().into(), "--bpffs".into(), bpffs.clone().into()]);
         // One authority for the agents of all nodes.
@@ -94,16 +122,24 @@ impl Agent {
             args.extend(["--workers".into(), "1".into()]);
         }
         let launch = Launch { at_our_death: Signal::SIGTERM, ..*launch };
+        let start = Instant::now();
         let process = launch.start(&binary, &args, workspace.path().join(format!("mesh-agent-{node}.log")))?;
-        let mut agent = Self { binary, run_dir, bpffs, process };
-        let ready = poll("mesh-agent ready", Duration::from_secs(10), || {
+        let mut agent = Self { binary, run_dir, bpffs, process, ready_after: Duration::ZERO };
+        let ready = poll("mesh-agent ready", patience, || {
             if let Some(status) = agent.process.ended()? {
                 bail!("mesh-agent ended: {status}");
             }
-            Ok(agent.process.log().lines().any(|line| line.contains("ready")).then_some(()))
+            let is_ready = |line: &str| line.split_whitespace().any(|word| word == "ready");
+            Ok(agent.process.log().lines().any(is_ready).then_some(()))
         });
         ready.with_context(|| agent.process.last_words())?;
+        agent.ready_after = start.elapsed();
         Ok(agent)
+    }
+
+    /// From its start until it said that it is ready.
+    pub(crate) fn ready_after(&self) -> Duration {
+        self.ready_after
     }
 
     /// Its process id.
@@ -138,14 +174,15 @@ impl Agent {
         serde_json::from_str(&text).with_context(|| format!("mesh-agent status said: {text}"))
     }
 
-    /// Waits until every pod is in one of these states, and returns when that was seen.
+    /// Waits until every pod of the namespace is in one of these states, and returns when that was seen.
     ///
     /// # Errors
     /// Not within ten seconds.
-    pub(crate) fn await_pods(&self, states: &[&str]) -> Result<Instant> {
+    pub(crate) fn await_pods(&self, namespace: &str, states: &[&str]) -> Result<Instant> {
         let mut seen = String::new();
         poll(&format!("pods {}", states.join(" or ")), Duration::from_secs(10), || {
-            let pods = self.status()?.pods;
+            let mut pods = self.status()?.pods;
+            pods.retain(|pod| pod.name.namespace == namespace);
             seen = pods.iter().map(|pod| format!("{} {}", pod.name.name, pod.state)).collect::<Vec<_>>().join(", ");
             Ok((!pods.is_empty() && pods.iter().all(|pod| states.contains(&pod.state.as_str()))).then(Instant::now))
         })

@@ -23,6 +23,13 @@ pub(crate) struct Pod {
     pub(crate) node: &'static str,
 }
 
+impl Pod {
+    /// Its UID where it is an object of an API server: of its address, since that is its own.
+    pub(crate) fn uid(&self) -> String {
+        format!("{:08x}-be9c-4000-8000-000000000000", self.address.to_bits())
+    }
+}
+
 /// The folder.
 pub(crate) struct Manifests {
     folder: PathBuf,

@@ -3,7 +3,9 @@
 
 pub(crate) mod accounts;
 pub(crate) mod agent;
+pub(crate) mod cluster;
 pub(crate) mod interrupt;
+pub(crate) mod kubelet;
 pub(crate) mod load;
 pub(crate) mod manifests;
 pub(crate) mod network;
@@ -92,18 +94,24 @@ pub(crate) fn require_root(verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// Builds release binaries, all in one call so that they share their dependencies, and returns the folder they are in.
+/// The agent's package and binary.
+pub(crate) const AGENT: (&str, &str) = ("mesh-agent", "mesh-agent");
+
+/// Builds the load tool and these binaries of these packages for release, all in one call so that they share their
+/// dependencies, and returns the folder they are in.
 ///
 /// # Errors
 /// They don't build.
-pub(crate) fn build(agent: bool) -> Result<PathBuf> {
-    let mut args = vec!["build", "--release", "--package", "xtask", "--bin", "mesh-load"];
-    if agent {
-        args.extend(["--package", "mesh-agent", "--bin", "mesh-agent"]);
+pub(crate) fn build(more: &[(&str, &str)]) -> Result<PathBuf> {
+    let mut args = vec!["build", "--release"];
+    let binaries = [&[("xtask", "mesh-load")], more].concat();
+    for (package, binary) in &binaries {
+        args.extend(["--package", package, "--bin", binary]);
     }
-    eprintln!("building {} (release)", if agent { "mesh-agent and mesh-load" } else { "mesh-load" });
+    let names: Vec<_> = binaries.iter().map(|(_, binary)| *binary).collect();
+    eprintln!("building {} (release)", names.join(", "));
     let mut build = cargo(&args);
-    if agent {
+    if !more.is_empty() {
         // A stub would start, and capture nothing.
         build.env(ebpf::MESH_EBPF, "build");
     }

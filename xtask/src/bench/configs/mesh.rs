@@ -11,7 +11,7 @@ use crate::{
     },
     lab::{
         accounts::Role,
-        agent::{Agent, DISABLED, ENABLED, NODE},
+        agent::{Agent, DISABLED, ENABLED, NODE, Source},
         manifests::Manifests,
         poll,
     },
@@ -19,6 +19,9 @@ use crate::{
 
 /// Ports that the load goes to, HTTP, echo and sink: the first connection to each is relayed, for the agent to decide.
 const DESTINATIONS: u64 = 3;
+
+/// The namespace of the pods of the bench.
+const NAMESPACE: &str = "bench";
 
 /// How connections are to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +65,7 @@ impl Mesh {
     /// # Errors
     /// They don't get there.
     pub(super) fn start(rig: &Rig, topology: &Topology, way: Way) -> Result<Self> {
-        let manifests = Manifests::create(rig.workspace.path().join("manifests"), "bench", &topology.pods())?;
+        let manifests = Manifests::create(rig.workspace.path().join("manifests"), NAMESPACE, &topology.pods())?;
         manifests.enroll(way != Way::Off)?;
         let nodes = [("n1", NODE), ("n2", OTHER_NODE)];
         let mut agents = Vec::new();
@@ -74,8 +77,9 @@ impl Mesh {
         for (netns, node) in nodes.into_iter().take(if matches!(way, Way::Cross(_)) { 2 } else { 1 }) {
             let netns = topology.netns(netns);
             let launch = rig.launch(&netns, Role::Proxy);
-            let agent = Agent::start(&launch, &rig.workspace, rig.agent.clone(), node, &manifests, more)?;
-            agent.await_pods(if way == Way::Off { &DISABLED } else { &ENABLED })?;
+            let agent =
+                Agent::start(&launch, &rig.workspace, rig.agent.clone(), node, &Source::Manifests(&manifests), more)?;
+            agent.await_pods(NAMESPACE, if way == Way::Off { &DISABLED } else { &ENABLED })?;
             agents.push(agent);
         }
         if let (Way::Cross(Identities::Many | Identities::Rotating), Some(agent)) = (way, agents.first()) {

@@ -3,6 +3,7 @@
 mod envoy;
 mod haproxy;
 mod hook;
+mod large;
 mod mesh;
 
 use std::{net::Ipv4Addr, path::PathBuf};
@@ -11,11 +12,13 @@ use anyhow::{Context, Result};
 
 use super::{
     rig::Rig,
+    suites::{Figures, Selection},
     topology::{NODE_1, POD_B, POD_C, Topology},
     wire::Wire,
 };
 use crate::lab::process::Process;
 use hook::Hook;
+use large::{Changes, Large};
 use mesh::{Identities, Mesh, Way};
 
 /// See [`Config::parse`].
@@ -28,13 +31,14 @@ enum Kind {
     Direct,
     DirectCross,
     Mesh(Way),
+    Large(large::Path, Changes),
     Envoy(envoy::Protocol, envoy::Place),
     Haproxy,
     Hook(PathBuf),
 }
 
 /// The built-in ones.
-const BUILT_IN: [(&str, Kind); 12] = [
+const BUILT_IN: [(&str, Kind); 18] = [
     ("direct", Kind::Direct),
     ("direct-cross", Kind::DirectCross),
     ("mesh-direct", Kind::Mesh(Way::Direct)),
@@ -43,6 +47,12 @@ const BUILT_IN: [(&str, Kind); 12] = [
     ("mesh-mtls-cross", Kind::Mesh(Way::Cross(Identities::Few))),
     ("mesh-mtls-500-cross", Kind::Mesh(Way::Cross(Identities::Many))),
     ("mesh-mtls-rotating-cross", Kind::Mesh(Way::Cross(Identities::Rotating))),
+    ("mesh-direct-large", Kind::Large(large::Path::Direct, Changes::None)),
+    ("mesh-direct-unwatched", Kind::Large(large::Path::Direct, Changes::Unwatched)),
+    ("mesh-direct-churn", Kind::Large(large::Path::Direct, Changes::Watched)),
+    ("mesh-relay-large", Kind::Large(large::Path::Relay, Changes::None)),
+    ("mesh-relay-unwatched", Kind::Large(large::Path::Relay, Changes::Unwatched)),
+    ("mesh-relay-churn", Kind::Large(large::Path::Relay, Changes::Watched)),
     ("envoy-http-mtls", Kind::Envoy(envoy::Protocol::Http, envoy::Place::SameNode)),
     ("envoy-tcp-mtls", Kind::Envoy(envoy::Protocol::Tcp, envoy::Place::SameNode)),
     ("envoy-tcp-mtls-cross", Kind::Envoy(envoy::Protocol::Tcp, envoy::Place::OtherNode)),
@@ -68,8 +78,13 @@ impl Config {
         &self.name
     }
 
-    /// The configuration without anything in between that it is compared with.
+    /// The configuration that it is compared with: without anything in between, or without changes in the cluster.
     pub(super) fn baseline(&self) -> &'static str {
+        match self.kind {
+            Kind::Large(large::Path::Direct, _) => return "mesh-direct-large",
+            Kind::Large(large::Path::Relay, _) => return "mesh-relay-large",
+            _ => {}
+        }
         if self.name.ends_with("-cross") { "direct-cross" } else { "direct" }
     }
 
@@ -84,7 +99,12 @@ impl Config {
 
     /// Whether it needs our agent.
     pub(super) fn is_mesh(&self) -> bool {
-        matches!(self.kind, Kind::Mesh(_))
+        matches!(self.kind, Kind::Mesh(_) | Kind::Large(..))
+    }
+
+    /// Whether it needs an API server.
+    pub(super) fn is_large(&self) -> bool {
+        matches!(self.kind, Kind::Large(..))
     }
 
     /// Checks that what it needs is there, and installs what can be installed beside the project.
@@ -95,7 +115,7 @@ impl Config {
         match &self.kind {
             Kind::Envoy(..) => envoy::require(),
             Kind::Haproxy => haproxy::require().map(|_| ()),
-            Kind::Direct | Kind::DirectCross | Kind::Mesh(_) | Kind::Hook(_) => Ok(()),
+            Kind::Direct | Kind::DirectCross | Kind::Mesh(_) | Kind::Large(..) | Kind::Hook(_) => Ok(()),
         }
     }
 
@@ -111,6 +131,10 @@ impl Config {
             Kind::Mesh(way) => {
                 let target = if matches!(way, Way::Cross(_)) { POD_C } else { POD_B };
                 Running { target, between: Between::Mesh(Mesh::start(rig, topology, *way)?) }
+            }
+            Kind::Large(path, changes) => {
+                let between = Between::Large(Box::new(Large::start(rig, topology, *path, *changes)?));
+                Running { target: large::SERVICE, between }
             }
             Kind::Envoy(protocol, place) => {
                 let sidecars = envoy::start(rig, topology, *protocol, *place)?;
@@ -136,6 +160,7 @@ pub(super) struct Running {
 enum Between {
     Nothing,
     Mesh(Mesh),
+    Large(Box<Large>),
     Proxies(Vec<Process>),
     Hook(Hook),
 }
@@ -154,6 +179,7 @@ impl Running {
         match &self.between {
             Between::Nothing => Ok(Vec::new()),
             Between::Mesh(mesh) => Ok(mesh.pids()),
+            Between::Large(large) => Ok(vec![large.pid()]),
             Between::Proxies(proxies) => Ok(proxies.iter().map(Process::pid).collect()),
             Between::Hook(hook) => hook.pids(),
         }
@@ -166,7 +192,25 @@ impl Running {
     pub(super) fn verify(&self) -> Result<()> {
         match &self.between {
             Between::Mesh(mesh) => mesh.verify(),
+            Between::Large(large) => large.verify(),
             Between::Nothing | Between::Proxies(_) | Between::Hook(_) => Ok(()),
+        }
+    }
+
+    /// Figures that only this configuration has, after the load.
+    ///
+    /// # Errors
+    /// Something failed that must not.
+    pub(super) fn figures(
+        &self,
+        rig: &Rig,
+        topology: &Topology,
+        only: &Selection,
+        figures: &mut Figures,
+    ) -> Result<()> {
+        match &self.between {
+            Between::Large(large) => large.figures(rig, topology, only, figures),
+            Between::Nothing | Between::Mesh(_) | Between::Proxies(_) | Between::Hook(_) => Ok(()),
         }
     }
 
@@ -175,6 +219,7 @@ impl Running {
         match &self.between {
             Between::Proxies(proxies) => Some(proxies.iter().map(Process::last_words).collect::<Vec<_>>().join("\n")),
             Between::Mesh(mesh) => Some(mesh.last_words()),
+            Between::Large(large) => Some(large.last_words()),
             Between::Nothing | Between::Hook(_) => None,
         }
     }
