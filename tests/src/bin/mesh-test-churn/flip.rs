@@ -26,6 +26,8 @@ use crate::{
 
 /// What a change may take before it counts as lost.
 const LOST: Duration = Duration::from_secs(5);
+/// After so many lost ones there is nothing to be learnt from more.
+const MOST_LOST: u64 = 10;
 /// What one connection may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -131,6 +133,9 @@ pub(crate) async fn run(args: Args) -> Result<()> {
                 Some(length) => findings.total.add(length),
                 None => findings.lost += 1,
             }
+        }
+        if findings.lost >= MOST_LOST {
+            break;
         }
         // Not in step with anything, and long enough for the former endpoint to be heard of again.
         tokio::time::sleep(Duration::from_micros(30_000 + u64::from(number) * 7919 % 23_000)).await;
