@@ -72,6 +72,7 @@ impl Fixture {
             trust_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
             first_generation: 1,
+            former: Arc::default(),
         };
         let cluster = Cluster::with(Access { kubeconfig: Some(kubeconfig), context: None }, site, timing);
         let (publish, mesh) = watch::channel(Arc::new(Mesh::default()));
