@@ -185,6 +185,7 @@ fn main() {
         trust_domain: DEFAULT_TRUST_DOMAIN.into(),
         root_namespace: DEFAULT_ROOT_NAMESPACE.into(),
         first_generation: 1,
+        former: std::sync::Arc::default(),
     });
     let before = memory("VmRSS");
     let (spent, mesh) = fill(&mut feed, services);

@@ -289,3 +289,39 @@ pub fn keep_capabilities(kept: &[&str]) {
     let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
+
+/// A thread of another process that stands still until this is dropped, by the thread that made this. All others of its process
+/// go on.
+#[derive(Debug)]
+pub struct StoppedThread {
+    thread: libc::pid_t,
+}
+
+impl StoppedThread {
+    /// Stops it (ptrace(2), `PTRACE_SEIZE` and `PTRACE_INTERRUPT`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new(thread: u32) -> io::Result<Self> {
+        let thread = thread.cast_signed();
+        trace(libc::PTRACE_SEIZE, thread)?;
+        let stopped = Self { thread };
+        trace(libc::PTRACE_INTERRUPT, thread)?;
+        // SAFETY: the status may be null. The thread is none of ours: __WALL.
+        let waited = unsafe { libc::waitpid(thread, ptr::null_mut(), libc::__WALL) };
+        if waited == thread { Ok(stopped) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        let _ = trace(libc::PTRACE_DETACH, self.thread);
+    }
+}
+
+fn trace(request: libc::c_uint, thread: libc::pid_t) -> io::Result<()> {
+    let none = ptr::null_mut::<libc::c_void>();
+    // SAFETY: these requests take neither an address nor data.
+    let result = unsafe { libc::ptrace(request, thread, none, none) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

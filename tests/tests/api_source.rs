@@ -487,6 +487,40 @@ fn tokens_are_read_anew() {
 }
 
 #[test]
+fn the_servers_certificate_and_its_authority_may_change() {
+    run(async {
+        let mut fixture = Fixture::new();
+        fixture.server.put(pod("a", 1, NODE, "10.0.0.1"));
+        fixture.synced().await;
+        // Of the same authority: nobody notices.
+        let is_well = |mesh: &Mesh| problems(mesh, Reason::SourceDisconnected).is_empty();
+        fixture.server.rotate_certificate();
+        // No connection is left that was open before.
+        fixture.server.stop();
+        fixture.server.put(pod("b", 2, NODE, "10.0.0.2"));
+        fixture.server.resume();
+        fixture.until("it goes on", |mesh| find(mesh, "b").is_some() && is_well(mesh)).await;
+
+        // Of another: it might be anybody. What is known stays in force, and it is said why.
+        fixture.server.rotate_authority();
+        fixture.server.stop();
+        fixture.server.put(pod("c", 3, NODE, "10.0.0.3"));
+        fixture.server.resume();
+        let is_told = |mesh: &Mesh| {
+            let told = problems(mesh, Reason::SourceDisconnected);
+            !told.is_empty() && told.iter().all(|problem| problem.message.contains("certificate"))
+        };
+        let mesh = fixture.until("why", is_told).await;
+        assert!(find(&mesh, "a").is_some() && find(&mesh, "b").is_some() && find(&mesh, "c").is_none());
+        assert!(mesh.source.age() > Duration::ZERO);
+
+        // Its file says so, too, as the kubelet brings it: the agent goes on by itself.
+        std::fs::write(fixture.authority(), fixture.server.authority()).unwrap();
+        fixture.until("it goes on", |mesh| find(mesh, "c").is_some() && is_well(mesh)).await;
+    });
+}
+
+#[test]
 fn permissions_that_lack_are_told_and_nothing_is_published() {
     run(async {
         let mut fixture = Fixture::with(

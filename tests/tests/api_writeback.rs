@@ -15,7 +15,10 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use mesh_agent::{
-    kubernetes::writeback::{self, Feed, PodStatus, Report, STATUS},
+    kubernetes::{
+        Access,
+        writeback::{self, Feed, PodStatus, Report, STATUS},
+    },
     model::{Mode, ObjectName, PodState, PodUid, Reason},
 };
 use mesh_tests::api::{ApiServer, Effect, Fault, User};
@@ -235,4 +238,29 @@ async fn problems_become_events_and_a_flood_of_them_does_not() {
     fixture.said("web-0", PodState::Armed).await;
     let count = fixture.events().len();
     assert!((2..=15).contains(&count), "{count} Events about 40 pods");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_authority_of_the_server_is_known_as_soon_as_its_file_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str| folder.path().join(name);
+    let server = ApiServer::start();
+    server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}));
+    permit(&server);
+    server.put(pod("web", 1, None));
+    std::fs::write(of("token"), TOKEN).unwrap();
+    server.write_kubeconfig_with(&of("kubeconfig"), &of("token"), &of("ca.crt")).unwrap();
+    let access = Access { kubeconfig: Some(of("kubeconfig")), context: None };
+    let (feed, writes) = writeback::start(access.client().await.unwrap(), NODE.to_owned());
+    let fixture = Fixture { server, feed, _task: tokio::spawn(writes) };
+    fixture.feed.tell(vec![report("web", 1, PodState::Armed)]);
+    fixture.said("web", PodState::Armed).await;
+
+    fixture.server.rotate_authority();
+    // No connection is left that was open before.
+    fixture.server.stop();
+    fixture.server.resume();
+    fixture.feed.tell(vec![Report { mode: Mode::Strict, ..report("web", 1, PodState::Armed) }]);
+    std::fs::write(of("ca.crt"), fixture.server.authority()).unwrap();
+    eventually("strict", || fixture.annotation("web").filter(|said| said.mode == Mode::Strict)).await;
 }

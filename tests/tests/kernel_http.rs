@@ -4,14 +4,18 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::unix::fs::symlink,
 };
 
-use mesh_agent::model::{PodNetwork, Status};
+use mesh_agent::model::{PodNetwork, PodState, Reason, Status};
 use mesh_tests::{
     App, Pair, Pod,
     agent::kernel_tier,
-    eventually, require,
+    eventually, manifest,
+    node::NAMESPACE,
+    require,
     socket::{connect, connect_here, exchange, round_trip},
+    sys::StoppedThread,
 };
 
 const PORT: u16 = 15020;
@@ -88,4 +92,64 @@ fn an_agent_that_drains_is_live_and_not_ready() {
     assert!(why.contains("drains"), "{why}");
     assert_eq!(on_the_node(&pair, loopback, "/livez").0, 200);
     exchange(&stream, "still open").unwrap();
+}
+
+/// The thread of the agent that has this name.
+fn thread(pair: &Pair, name: &str) -> u32 {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", pair.agent.pid())).unwrap();
+    let named = threads
+        .map(|thread| thread.unwrap().path())
+        .find(|thread| std::fs::read_to_string(thread.join("comm")).is_ok_and(|own| own.trim() == name));
+    named.expect("a thread of that name").file_name().unwrap().to_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_agent_of_which_one_worker_stands_still_is_not_live() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let pair = Pair::new(&["--direct=off", "--workers", "2"]);
+    let _app = App::echo(&pair.server, 8080);
+    let loopback: IpAddr = Ipv6Addr::LOCALHOST.into();
+    let livez = || on_the_node(&pair, loopback, "/livez");
+    assert_eq!(livez().0, 200);
+    for worker in 0..2 {
+        let stopped = StoppedThread::new(thread(&pair, &format!("worker-{worker}"))).unwrap();
+        let (_, why) = eventually("it is not live", || Some(livez()).filter(|(code, _)| *code == 503));
+        assert!(why.contains(&format!("worker {worker} has not beaten")), "{why}");
+        let told = pair.agent.status();
+        let stuck = |problem: &&mesh_agent::model::Problem| problem.reason == Reason::WorkerStuck;
+        let told: Vec<_> = told.problems.iter().filter(stuck).map(|problem| problem.object.as_str()).collect();
+        assert_eq!(told, [format!("Worker {worker}")], "and no other");
+        // The other one takes what comes until the agent is replaced.
+        round_trip(&pair.client, pair.server.at(8080)).unwrap();
+        drop(stopped);
+        eventually("it is live again", || (livez().0 == 200).then_some(()));
+    }
+}
+
+#[test]
+fn an_agent_is_not_ready_while_a_pod_that_should_be_armed_is_not() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let pair = Pair::relayed();
+    let loopback: IpAddr = Ipv6Addr::LOCALHOST.into();
+    let readyz = || on_the_node(&pair, loopback, "/readyz");
+    assert_eq!(readyz(), (200, "ready\n".to_owned()));
+    // It claims the server's network, by another name.
+    let (late, link) = (pair.node.pod("late"), pair.node.folder.path().join("late-netns"));
+    symlink(pair.server.namespace.path(), &link).unwrap();
+    let annotations = [("netns", link.to_str().unwrap())];
+    pair.node.write("late.yaml", &manifest::pod(NAMESPACE, "late", &late.addresses(), None, &annotations));
+    let (_, why) = eventually("it is not ready", || Some(readyz()).filter(|(code, _)| *code == 503));
+    assert!(why.contains("pod shop/late") && why.contains("that of pod shop/server"), "{why}");
+    assert_eq!(on_the_node(&pair, loopback, "/livez").0, 200, "to start it anew would not help");
+    assert_eq!(pair.agent.pod("server").state, PodState::Armed);
+    // It gets one of its own.
+    let own = pair.node.folder.path().join("own-netns");
+    symlink(late.namespace.path(), &own).unwrap();
+    std::fs::rename(&own, &link).unwrap();
+    eventually("it is ready", || (readyz().0 == 200).then_some(()));
+    assert_eq!(pair.agent.pod("late").state, PodState::Armed);
 }

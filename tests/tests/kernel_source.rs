@@ -10,7 +10,7 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use mesh_agent::model::{PodState, Reason, Status};
+use mesh_agent::model::{Mode, PodState, Reason, Status};
 use mesh_tests::{
     Agent, App, Node, Pod,
     agent::kernel_tier,
@@ -196,4 +196,65 @@ fn a_restart_while_the_server_is_away_opens_nothing() {
     assert_eq!(agent.counter("closed", "out_refused_unavailable"), 1);
     round_trip(&closed.pod, fixture.to()).unwrap();
     assert_eq!(agent.settled("closed").outbound.total, 1);
+}
+
+#[test]
+fn a_bad_word_that_the_agent_finds_when_it_starts_changes_nothing() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let fixture = Fixture::new();
+    fixture.annotate(&json!({"mesh-agent.io/mesh": "enabled", "mesh-agent.io/mode": "strict"}));
+    let closed = fixture.run("closed", &json!({}));
+    let open = fixture.run("open", &json!({"mesh-agent.io/mode": "permissive"}));
+    let agent = Agent::start(&fixture.node, &fixture.arguments());
+    for pod in ["open", "closed"] {
+        agent.await_state(pod, PodState::Armed);
+    }
+    agent.kill();
+    fixture.annotate(&json!({"mesh-agent.io/mesh": "on", "mesh-agent.io/mode": "very"}));
+    let agent = Agent::start(&fixture.node, &fixture.arguments());
+    for (pod, mode) in [("open", Mode::Permissive), ("closed", Mode::Strict)] {
+        let status = agent.pod(pod);
+        assert_eq!((status.state, status.mode), (PodState::Armed, mode), "{pod}");
+    }
+    for (pod, name) in [(&open.pod, "open"), (&closed.pod, "closed")] {
+        round_trip(pod, fixture.to()).unwrap();
+        assert_eq!(agent.settled(name).outbound.total, 1, "it is captured");
+    }
+    let status = agent.status();
+    assert!(
+        tells(&status, Reason::UnknownAnnotation) && tells(&status, Reason::SettingsUnread),
+        "{:?}",
+        status.problems
+    );
+    // The pods' owners are told what is wrong with the namespace.
+    let told = eventually("it is written at the pod", || {
+        let pod = fixture.api.get("v1", "Pod", NAMESPACE, "closed")?;
+        let status = pod["metadata"]["annotations"]["mesh-agent.io/status"].as_str()?.to_owned();
+        status.contains("settings_unread").then_some(status)
+    });
+    assert!(told.contains("armed") && told.contains("mesh-agent.io/mesh"), "{told}");
+    // Without an agent, who is strict is closed, and who is not is open.
+    agent.kill();
+    round_trip(&closed.pod, fixture.to()).unwrap_err();
+    round_trip(&open.pod, fixture.to()).unwrap();
+    // Not even without a trace in the kernel, as after the node has been started anew: it is written at the pods.
+    let cleaned = std::process::Command::new(mesh_tests::agent::binary())
+        .args(["cleanup", "--force", "--run-dir"])
+        .arg(fixture.node.folder.path().join("run"))
+        .arg("--bpffs")
+        .arg(fixture.node.folder.path().join("bpf"))
+        .output()
+        .unwrap();
+    assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+    let agent = Agent::start(&fixture.node, &fixture.arguments());
+    for (pod, mode) in [("open", Mode::Permissive), ("closed", Mode::Strict)] {
+        let status = agent.pod(pod);
+        assert_eq!((status.state, status.mode), (PodState::Armed, mode), "{pod}");
+    }
+    fixture.annotate(&json!({"mesh-agent.io/mesh": "disabled"}));
+    for pod in ["open", "closed"] {
+        agent.await_state(pod, PodState::Off);
+    }
 }

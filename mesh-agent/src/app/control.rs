@@ -17,7 +17,9 @@ use tokio::{
 use super::{
     Options,
     answers::{Answers, Question},
-    certificates, pages,
+    certificates,
+    networks::Networks,
+    pages,
     pods::Pods,
     process::Process,
     revoke::Revocations,
@@ -60,6 +62,7 @@ pub(super) struct Parts {
     pub(super) revocations: Revocations,
     pub(super) feed: Option<writeback::Feed>,
     pub(super) close_http: oneshot::Sender<()>,
+    pub(super) networks: Networks,
 }
 
 /// Everything that the control thread owns.
@@ -147,8 +150,8 @@ impl Control {
         answers: Arc<Answers>,
         run_lock: Option<RunLock>,
     ) -> Self {
-        let Parts { datapath, mut workers, held, identities, revocations, feed, close_http } = parts;
-        let pods = Pods::new(&datapath, options.direct, options.keepalive, Arc::clone(&held));
+        let Parts { datapath, mut workers, held, identities, revocations, feed, close_http, networks } = parts;
+        let pods = Pods::new(&datapath, networks, options.direct, options.keepalive, Arc::clone(&held));
         let feeds = workers.iter_mut().filter_map(|worker| worker.audit.take()).collect();
         Self {
             options,
@@ -175,16 +178,6 @@ impl Control {
             took_over: None,
             telling: None,
             leaving: None,
-        }
-    }
-
-    /// Waits until all pods that run already are known.
-    pub(super) async fn await_pods(&mut self, pods: &mut mpsc::UnboundedReceiver<node::Event>) {
-        while let Some(event) = pods.recv().await {
-            if matches!(event, node::Event::Settled) {
-                return;
-            }
-            let _ = self.pods.networks.note(event);
         }
     }
 
@@ -305,8 +298,10 @@ impl Control {
         if policy::may_differ(&before, mesh) {
             self.revocations.review(mesh);
         }
+        if first || self.pods.holds_others {
+            self.pods.forget_others(&mut self.datapath, mesh);
+        }
         if first {
-            self.pods.forget_others(&mut self.datapath);
             self.answers.ready();
             tracing::info!(
                 node = %mesh.node.name,

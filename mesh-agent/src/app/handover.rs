@@ -228,7 +228,7 @@ impl Control {
         let mesh = Arc::clone(&self.snapshots.borrow());
         if mesh.version > 0 {
             self.put_in_force(&mesh);
-            self.pods.forget_others(&mut self.datapath);
+            self.pods.forget_others(&mut self.datapath, &mesh);
         }
         Ok(true)
     }

@@ -4,6 +4,7 @@ mod answers;
 mod audit;
 mod certificates;
 mod control;
+mod former;
 mod handover;
 mod kernel;
 mod networks;
@@ -143,15 +144,18 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let rotation = Arc::clone(&identities);
         let mut rotation = tokio::spawn(async move { rotation.run().await });
         let (found, mesh) = watch::channel(Arc::new(Mesh::default()));
+        let (tell, mut pods) = mpsc::unbounded_channel();
+        let finder = node::Finder::new(&options.cgroup, tell)?;
+        let mut finder = tokio::spawn(finder.run());
+        // What runs already must be known before it is decided what of an earlier agent's is not wanted any more.
+        let networks = networks::settled(&mut pods).await;
         let site = discovery::Site {
             node: options.node_name.as_str().into(),
             trust_domain: options.trust_domain.as_str().into(),
             root_namespace: options.root_namespace.as_str().into(),
             first_generation: first_generation(&datapath.generations(), predecessor.is_none()),
+            former: Arc::new(former::former(&datapath, &networks)),
         };
-        let (tell, pods) = mpsc::unbounded_channel();
-        let finder = node::Finder::new(&options.cgroup, tell)?;
-        let mut finder = tokio::spawn(finder.run());
         let mut source = tokio::spawn(options.source.clone().run(site, found));
         let mut log = match datapath.program_log() {
             Some(log) => tokio::spawn(log.run()),
@@ -168,7 +172,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let mut http = tokio::spawn(serve_http(options.http_address, pages, closed)?);
         let revocations = revoke::Revocations::start(datapath.flows()?).context("the thread of revocations")?;
         let (feed, mut writes) = write_back(&options).await?;
-        let parts = control::Parts { datapath, workers, held, identities, revocations, feed, close_http };
+        let parts = control::Parts { datapath, workers, held, identities, revocations, feed, close_http, networks };
         let feeds = control::Feeds { found: mesh, pods, asked, signals: control::Signals::new()? };
         let control = control::Control::new(options, parts, snapshots, answers, run_lock);
         tokio::select! {
@@ -236,8 +240,6 @@ async fn serve(
     let Some(predecessor) = predecessor else {
         control.begin().await;
         let _ = open.send(Server::bind(&control.options.run_dir)?);
-        // What runs already must be known before it is decided what of an earlier agent's is not wanted any more.
-        control.await_pods(&mut feeds.pods).await;
         return control.run(feeds).await;
     };
     let mut signals = control::Signals::new()?;

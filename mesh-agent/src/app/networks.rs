@@ -1,6 +1,8 @@
 //! Where the network of each pod is: by the name that its manifest gives, or as found in the cgroup tree.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::{
     model::{PodUid, Workload},
@@ -31,7 +33,25 @@ pub(super) enum Network<'a> {
     Found(&'a Arc<Netns>),
 }
 
+/// Waits until all pods that run already are known.
+pub(super) async fn settled(events: &mut UnboundedReceiver<Event>) -> Networks {
+    let mut networks = Networks::default();
+    while let Some(event) = events.recv().await {
+        if matches!(event, Event::Settled) {
+            break;
+        }
+        let _ = networks.note(event);
+    }
+    networks
+}
+
 impl Networks {
+    /// The pods in the cgroup tree, each with the id of its cgroup and the inode of its network namespace, if that is known.
+    pub(super) fn found(&self) -> impl Iterator<Item = (&PodUid, u64, Option<u64>)> {
+        let inode = |seen: &Seen| seen.netns.as_ref().map(|netns| netns.id().inode());
+        self.pods.iter().map(move |(uid, seen)| (uid, seen.cgroup, inode(seen)))
+    }
+
     /// Takes in what was found, and says of whom.
     pub(super) fn note(&mut self, event: Event) -> Option<PodUid> {
         let about = match &event {
@@ -80,6 +100,14 @@ impl Network<'_> {
         match self {
             Self::Named(path) => Netns::open(path).map(Arc::new),
             Self::Found(netns) => Ok(Arc::clone(netns)),
+        }
+    }
+
+    /// The inode that it has now, if there is anything of that name.
+    pub(super) fn inode(&self) -> Option<u64> {
+        match self {
+            Self::Named(path) => path.metadata().ok().map(|metadata| metadata.ino()),
+            Self::Found(found) => Some(found.id().inode()),
         }
     }
 

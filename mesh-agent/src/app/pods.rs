@@ -13,7 +13,7 @@ use mesh_common::{Counters, INBOUND_PORT, OUTBOUND_PORT};
 
 use super::{networks::Networks, pending::Pending};
 use crate::{
-    datapath::{Datapath, Listeners, Slot, WorkloadConfig},
+    datapath::{Armed, Datapath, Listeners, Slot, WorkloadConfig},
     model::{Exclusions, Identity, Location, Mesh, ObjectName, PodUid, Problem, Reason, Severity, SharedMap, Workload},
     net::{
         listen::{limbo, listen},
@@ -94,6 +94,8 @@ pub(super) struct Pods {
     pub(super) adopted: HashMap<u64, Slot>,
     /// Whether what is adopted was another agent's until just now.
     pub(super) has_predecessor: bool,
+    /// Whether pods of an earlier agent are kept as they are, since what is said of them cannot be read.
+    pub(super) holds_others: bool,
     pub(super) generation: u32,
     keepalive: Duration,
     direct: bool,
@@ -102,12 +104,18 @@ pub(super) struct Pods {
 }
 
 impl Pods {
-    pub(super) fn new(datapath: &Datapath, direct: bool, keepalive: Duration, held: Arc<Held>) -> Self {
+    pub(super) fn new(
+        datapath: &Datapath,
+        networks: Networks,
+        direct: bool,
+        keepalive: Duration,
+        held: Arc<Held>,
+    ) -> Self {
         let adopted = if datapath.adopted() { datapath.slots() } else { HashMap::new() };
         Self {
             enrolled: BTreeMap::new(),
             failed: BTreeMap::new(),
-            networks: Networks::default(),
+            networks,
             pending: HashMap::new(),
             to_mark: VecDeque::new(),
             by_uid: HashMap::new(),
@@ -115,6 +123,7 @@ impl Pods {
             refreshed: None,
             adopted,
             has_predecessor: false,
+            holds_others: false,
             generation: 0,
             keepalive,
             direct,
@@ -191,14 +200,32 @@ impl Pods {
         }
     }
 
-    /// What earlier agents armed and nobody wants any more goes, once the first snapshot has been put in force.
-    pub(super) fn forget_others(&mut self, datapath: &mut Datapath) {
-        let keep: Vec<u64> = self.enrolled.values().map(|pod| pod.cookie).collect();
+    /// What earlier agents armed and nobody wants any more goes, once the first snapshot has been put in force. What that
+    /// may not name stays as it is without an agent until it is known what is said of it.
+    pub(super) fn forget_others(&mut self, datapath: &mut Datapath, mesh: &Mesh) {
+        let mut keep: HashSet<u64> = self.enrolled.values().map(|pod| pod.cookie).collect();
+        let others = datapath.armed().into_iter().filter(|pod| !keep.contains(&pod.cookie)).collect();
+        let held = if mesh.source.is_partial { self.unnamed(others, mesh) } else { Vec::new() };
+        if !held.is_empty() {
+            tracing::warn!(pods = held.len(), "pods of an earlier agent are kept: what is said of them cannot be read");
+        }
+        self.holds_others = !held.is_empty();
+        keep.extend(&held);
         if let Err(error) = datapath.forget_others(|cookie| keep.contains(&cookie)) {
             tracing::warn!(%error, "what an earlier agent left cannot be removed");
         }
-        self.unmark_others(datapath);
-        self.adopted.clear();
+        if !self.holds_others {
+            self.unmark_others(datapath);
+        }
+        self.adopted.retain(|cookie, _| held.contains(cookie));
+    }
+
+    /// The namespaces, by cookie, that are there and not those of pods that the snapshot names.
+    fn unnamed(&self, armed: Vec<Armed>, mesh: &Mesh) -> Vec<u64> {
+        let inode = |workload: &Arc<Workload>| self.networks.of(workload)?.inode();
+        let named: HashSet<u64> = mesh.local.values().filter_map(inode).collect();
+        let is_unnamed = |pod: &Armed| pod.netns.is_some_and(|inode| !named.contains(&inode));
+        armed.into_iter().filter(is_unnamed).map(|pod| pod.cookie).collect()
     }
 
     fn arm(&mut self, datapath: &mut Datapath, workers: &[WorkerHandle], workload: &Workload) -> anyhow::Result<()> {

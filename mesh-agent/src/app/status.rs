@@ -93,6 +93,7 @@ pub(super) async fn of(control: &mut Control) -> Status {
     problems.extend(pods.iter().filter_map(unaccounted_problem));
     problems.extend(control.watched.iter().flat_map(|(name, watched)| bypass_problems(name, watched)));
     problems.extend(connections_kept(control));
+    problems.extend(held_back(control));
     let certificates = control.answers.certificates();
     problems.extend(vouched::problems(&certificates));
     let pods_ok = pods.iter().all(|pod| !matches!(pod.state, PodState::Failed));
@@ -355,6 +356,14 @@ fn connections_kept(control: &Control) -> Option<Problem> {
     (control.options.direct && control.revocations.cannot() && has_policies()).then(|| {
         let message = "open direct connections outlive a change of policy that forbids them".to_owned();
         problem(Reason::ConnectionsKept, Severity::Error, "Kernel".to_owned(), message)
+    })
+}
+
+/// Where pods of an earlier agent are kept, of which it cannot be read what is wanted of them.
+fn held_back(control: &Control) -> Option<Problem> {
+    control.pods.holds_others.then(|| {
+        let message = "pods that an earlier agent armed may be in what cannot be read: they are as without an agent";
+        problem(Reason::SourceIncomplete, Severity::Error, "Source".to_owned(), message.to_owned())
     })
 }
 

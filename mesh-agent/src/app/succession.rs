@@ -124,9 +124,8 @@ impl Predecessor {
 }
 
 impl Control {
-    /// Everything that takes time, while the running agent serves the pods: the first snapshot, and the certificates.
+    /// Everything that takes time, while the running agent serves the pods: the first whole snapshot, and the certificates.
     pub(super) async fn prepare(&mut self, predecessor: &Predecessor, feeds: &mut Feeds) -> anyhow::Result<()> {
-        self.await_pods(&mut feeds.pods).await;
         let mut changes = self.identities.changes();
         let mut look = interval(LOOK);
         loop {
@@ -142,7 +141,8 @@ impl Control {
                 _ = look.tick() => self.answers.pulse.beat(),
             }
             let mesh = Arc::clone(&self.snapshots.borrow());
-            if mesh.version == 0 {
+            // The running agent may know what is in files that cannot be read.
+            if mesh.version == 0 || mesh.source.is_partial {
                 continue;
             }
             let mut missing: Vec<Identity> = certificates::needed(&mesh).into_iter().collect();

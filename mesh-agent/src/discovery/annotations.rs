@@ -9,9 +9,12 @@ use ipnet::IpNet;
 
 use super::{
     field::{Field, FieldError, Result, shown},
-    object::{Kind, Netns, Settings},
+    object::{Doubt, Kind, Netns, Settings},
 };
-use crate::model::{Mode, Reason};
+use crate::{
+    kubernetes::writeback,
+    model::{Mode, Reason},
+};
 
 const PREFIX: &str = "mesh-agent.io/";
 /// Written by the agent itself; nothing for it to read.
@@ -42,20 +45,75 @@ const NETNS_FOLDER: &str = "/run/netns";
 /// # Errors
 /// A key with our prefix that is unknown, or not for this kind, or has an unknown value.
 pub(super) fn settings(metadata: &Field<'_>, kind: Kind) -> Result<Settings> {
-    let mut settings = Settings::default();
+    let reading = read(metadata, kind);
+    reading.error.map_or(Ok(reading.settings), Err)
+}
+
+/// As much of the same as can be read.
+pub(super) fn readable(metadata: &Field<'_>, kind: Kind) -> Settings {
+    let Reading { mut settings, mesh, error } = read(metadata, kind);
+    let of_mesh = mesh.is_some_and(|mesh| mesh.is_err());
+    settings.doubt = error.map(|error| Doubt { field: error.field.into(), of_mesh });
+    settings
+}
+
+/// What has been read so far.
+#[derive(Default)]
+struct Reading {
+    settings: Settings,
+    /// What was last said of it, if that could be read.
+    mesh: Option<std::result::Result<bool, ()>>,
+    /// The first.
+    error: Option<FieldError>,
+}
+
+impl Reading {
+    fn note<T>(&mut self, read: Result<T>) -> std::result::Result<T, ()> {
+        read.map_err(|error| {
+            self.error.get_or_insert(error);
+        })
+    }
+
+    fn toggle(&mut self, field: &Field<'_>) {
+        let mesh = self.note(toggle(field));
+        self.mesh = Some(mesh);
+        self.settings.mesh = mesh.ok();
+    }
+}
+
+fn read(metadata: &Field<'_>, kind: Kind) -> Reading {
+    let mut reading = Reading::default();
     let labels = metadata.get("labels");
-    for (key, field) in labels.entries()?.filter(|(key, _)| is_ours(key)) {
-        if key == MESH && takes_settings(kind) {
-            settings.mesh = Some(toggle(&field)?);
-        } else {
-            return Err(unknown(&field, key, kind, true));
+    match labels.entries() {
+        Ok(labels) => {
+            for (key, field) in labels.filter(|(key, _)| is_ours(key)) {
+                if key == MESH && takes_settings(kind) {
+                    reading.toggle(&field);
+                } else {
+                    let _ = reading.note::<()>(Err(unknown(&field, key, kind, true)));
+                }
+            }
         }
+        Err(error) => reading.mesh = Some(reading.note(Err(error))),
     }
     let annotations = metadata.get("annotations");
-    for (key, field) in annotations.entries()?.filter(|(key, _)| is_ours(key)) {
-        annotation(&mut settings, kind, key, &field)?;
+    match annotations.entries() {
+        Ok(annotations) => {
+            for (key, field) in annotations {
+                if key == MESH && takes_settings(kind) {
+                    reading.toggle(&field);
+                } else if is_ours(key) {
+                    let read = annotation(&mut reading.settings, kind, key, &field);
+                    let _ = reading.note(read);
+                } else if key == writeback::STATUS && kind == Kind::Pod {
+                    let status = field.text().ok().flatten().and_then(writeback::PodStatus::parse);
+                    reading.settings.told = status.map(|status| status.mode);
+                }
+            }
+        }
+        Err(error) => reading.mesh = Some(reading.note(Err(error))),
     }
-    Ok(settings)
+    reading
 }
 
 fn annotation(settings: &mut Settings, kind: Kind, key: &str, field: &Field<'_>) -> Result<()> {
@@ -63,7 +121,6 @@ fn annotation(settings: &mut Settings, kind: Kind, key: &str, field: &Field<'_>)
         return Err(unknown(field, key, kind, false));
     }
     match key.strip_prefix(PREFIX).unwrap_or(key) {
-        "mesh" => settings.mesh = Some(toggle(field)?),
         "mode" => settings.mode = Some(mode(field)?),
         "exclude-outbound-ports" => settings.outbound_ports = Some(ports(field)?),
         "exclude-inbound-ports" => settings.inbound_ports = Some(ports(field)?),

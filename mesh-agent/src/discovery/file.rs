@@ -68,6 +68,8 @@ pub struct Manifests {
     changes: Vec<Change>,
     /// Why the folder could not be listed the last time.
     unreadable: Option<String>,
+    /// It could be listed at least once.
+    was_listed: bool,
     netns_paths: BTreeSet<PathBuf>,
     netns: netns::Found,
     inodes: Arc<BTreeMap<PathBuf, u64>>,
@@ -98,6 +100,7 @@ impl Manifests {
             problems: Arc::default(),
             changes: Vec::new(),
             unreadable: None,
+            was_listed: false,
             netns_paths: BTreeSet::new(),
             netns: netns::Found::default(),
             inodes: Arc::default(),
@@ -153,7 +156,10 @@ impl Manifests {
     fn round(&mut self, mut has_changed: bool, publish: &watch::Sender<Arc<Mesh>>) -> bool {
         let unreadable_before = self.unreadable.take();
         match self.folder.scan(&mut self.store, Instant::now()) {
-            Ok(changed) => has_changed |= changed,
+            Ok(changed) => {
+                has_changed |= changed;
+                self.was_listed = true;
+            }
             Err(error) => self.unreadable = Some(error.to_string()),
         }
         has_changed |= self.unreadable != unreadable_before;
@@ -169,6 +175,7 @@ impl Manifests {
         let is_good = self.unreadable.is_none() && self.in_force.readable;
         let read_at = if is_good { Some(std::time::Instant::now()) } else { self.source.read_at };
         self.source.read_at = read_at;
+        self.source.is_partial = self.in_force.partial || !self.was_listed;
         self.source.files = self.in_force.files;
         self.source.objects = self.in_force.objects.len();
         self.source.ignored = self.in_force.ignored;

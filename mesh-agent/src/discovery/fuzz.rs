@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use super::{
     DEFAULT_ROOT_NAMESPACE, Site,
     index::{Change, Index, Surroundings},
-    object::Kind,
+    object::{Kind, Object},
     parse,
     store::Store,
     yaml,
@@ -35,6 +35,7 @@ pub fn manifests(input: &[u8]) {
         trust_domain: DEFAULT_TRUST_DOMAIN.into(),
         root_namespace: DEFAULT_ROOT_NAMESPACE.into(),
         first_generation: 1,
+        former: Arc::default(),
     });
     let surroundings = Surroundings {
         problems: in_force.problems.into(),
@@ -60,9 +61,12 @@ fn assert_closed(parsed: &parse::Parsed) {
         if entry.key.kind == Kind::PeerAuthentication {
             assert!(entry.object.is_some() || entry.otherwise.is_some(), "{} is open", entry.key);
         }
-        if !is_policy {
-            assert!(entry.otherwise.is_none());
-        }
+        let is_doubtful = match entry.otherwise.as_deref() {
+            Some(Object::Pod(pod)) => pod.settings.doubt.is_some(),
+            Some(Object::Namespace(settings)) => settings.doubt.is_some(),
+            otherwise => is_policy || otherwise.is_none(),
+        };
+        assert!(is_doubtful, "{}", entry.key);
     }
 }
 

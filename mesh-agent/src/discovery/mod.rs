@@ -26,6 +26,8 @@ pub use netns::network_namespaces;
 
 use std::sync::Arc;
 
+use crate::model::Former;
+
 /// The namespace whose policies are for the whole mesh, where no other is configured: Istio's, so that peers of both kinds
 /// obey the same objects.
 pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
@@ -41,6 +43,8 @@ pub struct Site {
     pub root_namespace: Arc<str>,
     /// The first generation and the first id of a list: above all that the kernel may still hold.
     pub first_generation: u32,
+    /// How the pods of this node were when this agent started.
+    pub former: Arc<Former>,
 }
 
 #[cfg(test)]
@@ -52,6 +56,7 @@ impl Site {
             trust_domain: crate::model::DEFAULT_TRUST_DOMAIN.into(),
             root_namespace: DEFAULT_ROOT_NAMESPACE.into(),
             first_generation,
+            former: Arc::default(),
         }
     }
 }

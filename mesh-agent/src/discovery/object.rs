@@ -89,6 +89,19 @@ pub(super) struct Settings {
     pub(super) netns: Option<Netns>,
     /// Of an AuthorizationPolicy: not to be enforced.
     pub(super) audit: bool,
+    /// Of a Pod: the mode that the annotation by which an agent says how it stands names. Only pods in the mesh have it.
+    pub(super) told: Option<Mode>,
+    /// Not all of it could be read.
+    pub(super) doubt: Option<Doubt>,
+}
+
+/// What could not be read of an object's annotations: what they do not say may be in what is meant there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Doubt {
+    /// The first field that could not be read.
+    pub(super) field: Arc<str>,
+    /// It is unknown, too, whether it is in the mesh.
+    pub(super) of_mesh: bool,
 }
 
 /// A network namespace and the line that names it.

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc};
 use super::{
     annotations,
     field::{Field, FieldError, Result},
-    object::{Key, Kind, NodeSpec, Object, Pod, ServiceSpec, Slice, SliceEndpoint},
+    object::{Key, Kind, NodeSpec, Object, Pod, ServiceSpec, Settings, Slice, SliceEndpoint},
     security, yaml,
 };
 use crate::model::{Location, ObjectName, PodUid, Problem, Reason, Severity, TrafficDistribution};
@@ -20,7 +20,8 @@ pub(super) struct Entry {
     pub(super) location: Location,
     /// `None`: it cannot be used; a problem says why.
     pub(super) object: Option<Arc<Object>>,
-    /// What is in force instead while no good version of it is known: policies that cannot be read let nobody in.
+    /// What is in force instead while no good version of it is known: policies that cannot be read let nobody in, pods and
+    /// namespaces are what can be read of them.
     pub(super) otherwise: Option<Arc<Object>>,
 }
 
@@ -135,7 +136,11 @@ impl Parser<'_> {
             Ok(object) => Some(Arc::new(object)),
             Err(error) => {
                 self.problem(&error, Severity::Error, key.to_string());
-                otherwise = unreadable(root, &key).map(Arc::new);
+                otherwise = unreadable(root, &key);
+                if let (None, Some(Object::Pod(pod))) = (self.path, &mut otherwise) {
+                    // What is wrong with that, too, is told when all else is mended.
+                    distrust(pod, root, &mut Vec::new());
+                }
                 None
             }
         };
@@ -143,6 +148,7 @@ impl Parser<'_> {
             let is_error = note.reason == Reason::PolicyUnsupported;
             self.problem(note, if is_error { Severity::Error } else { Severity::Warning }, key.to_string());
         }
+        let otherwise = otherwise.map(Arc::new);
         self.parsed.entries.push(Entry { key, location, object, otherwise });
     }
 
@@ -237,21 +243,7 @@ fn object(root: &Field<'_>, key: &Key, notes: &mut Vec<FieldError>) -> Result<Ob
     Ok(match key.kind {
         Kind::Namespace => Object::Namespace(Arc::new(settings)),
         Kind::ServiceAccount => Object::ServiceAccount,
-        Kind::Pod => {
-            let spec = root.mapping("spec")?;
-            let status = root.mapping("status")?;
-            let phase = status.get("phase");
-            Object::Pod(Pod {
-                settings: Arc::new(settings),
-                uid: pod_uid(&metadata)?,
-                labels: security::labels(&metadata.get("labels"))?,
-                service_account: service_account(&spec)?.into(),
-                node: spec.get("nodeName").text()?.filter(|node| !node.is_empty()).map(Into::into),
-                addresses: pod_addresses(&status)?,
-                host_network: spec.get("hostNetwork").boolean()?.unwrap_or(false),
-                finished: matches!(phase.text()?, Some("Succeeded" | "Failed")),
-            })
-        }
+        Kind::Pod => Object::Pod(pod(root, &metadata, settings)?),
         Kind::Service => Object::Service(service(&root.mapping("spec")?, notes)?),
         Kind::EndpointSlice => Object::EndpointSlice(slice(root, &metadata, notes)?),
         Kind::Node => Object::Node(node(root, &metadata)?),
@@ -262,9 +254,34 @@ fn object(root: &Field<'_>, key: &Key, notes: &mut Vec<FieldError>) -> Result<Ob
     })
 }
 
-/// What an object that cannot be read stands for, if for anything.
+fn pod(root: &Field<'_>, metadata: &Field<'_>, settings: Settings) -> Result<Pod> {
+    let spec = root.mapping("spec")?;
+    let status = root.mapping("status")?;
+    let phase = status.get("phase");
+    Ok(Pod {
+        settings: Arc::new(settings),
+        uid: pod_uid(metadata)?,
+        labels: security::labels(&metadata.get("labels"))?,
+        service_account: service_account(&spec)?.into(),
+        node: spec.get("nodeName").text()?.filter(|node| !node.is_empty()).map(Into::into),
+        addresses: pod_addresses(&status)?,
+        host_network: spec.get("hostNetwork").boolean()?.unwrap_or(false),
+        finished: matches!(phase.text()?, Some("Succeeded" | "Failed")),
+    })
+}
+
+/// What an object that cannot be read stands for, if for anything. Of a Namespace and a Pod, what can be read, with what is
+/// in doubt: the index knows more.
 fn unreadable(root: &Field<'_>, key: &Key) -> Option<Object> {
     match key.kind {
+        Kind::Namespace => {
+            let settings = annotations::readable(&root.get("metadata"), key.kind);
+            Some(Object::Namespace(Arc::new(settings)))
+        }
+        Kind::Pod => {
+            let metadata = root.get("metadata");
+            pod(root, &metadata, annotations::readable(&metadata, key.kind)).map(Object::Pod).ok()
+        }
         Kind::PeerAuthentication => Some(security::unreadable_peer_authentication(root)),
         Kind::AuthorizationPolicy => security::unreadable_authorization_policy(root, &key.name),
         _ => None,

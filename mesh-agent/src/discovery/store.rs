@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    object::{Key, Loaded},
+    object::{Key, Kind, Loaded, Object},
     parse::{Entry, Parsed},
 };
 use crate::model::{Problem, Reason, Severity};
@@ -29,6 +29,8 @@ struct File {
     retained: Vec<Entry>,
     /// Why it could not be read this time; then all else is what was read before.
     error: Option<Problem>,
+    /// It has been known at least once which objects are in it.
+    is_known: bool,
 }
 
 /// All objects in force, in the order of files and documents, no two of the same key.
@@ -40,6 +42,8 @@ pub(super) struct InForce {
     pub(super) ignored: usize,
     /// Every file could be read and is YAML.
     pub(super) readable: bool,
+    /// There may be pods that are not among the objects: what would say so cannot be read, and never could.
+    pub(super) partial: bool,
 }
 
 impl Store {
@@ -55,7 +59,8 @@ impl Store {
                     let before = file.parsed.entries.drain(..).chain(file.retained.drain(..));
                     retained.extend(before.filter(|entry| !named.contains(&entry.key)));
                 }
-                *file = File { parsed, retained, error: None };
+                let is_known = file.is_known || !parsed.has_nameless;
+                *file = File { parsed, retained, error: None, is_known };
             }
         }
     }
@@ -70,7 +75,7 @@ impl Store {
     /// Settles what is in force now, and remembers it as good.
     pub(super) fn in_force(&mut self) -> InForce {
         let mut result = InForce { files: self.files.len(), readable: true, ..InForce::default() };
-        let mut versions: HashMap<Key, Vec<Loaded>> = HashMap::new();
+        let mut versions: HashMap<Key, Vec<Version>> = HashMap::new();
         let mut order = Vec::new();
         for file in self.files.values() {
             // What was wrong before it became unreadable may be mended in it by now.
@@ -78,11 +83,11 @@ impl Store {
             result.problems.extend_from_slice(problems);
             result.ignored += file.parsed.ignored;
             result.readable &= file.error.is_none();
+            result.partial |= !file.is_known;
             for entry in file.parsed.entries.iter().chain(&file.retained) {
-                let object = match &entry.object {
-                    Some(object) => Some(object),
-                    None => self.good.get(&entry.key).map(|good| &good.object).or(entry.otherwise.as_ref()),
-                };
+                let good = entry.object.as_ref().or_else(|| Some(&self.good.get(&entry.key)?.object));
+                let object = good.or(entry.otherwise.as_ref());
+                result.partial |= entry.key.kind == Kind::Pod && !object.is_some_and(|object| is_findable(object));
                 let Some(object) = object else { continue };
                 let loaded =
                     Loaded { key: entry.key.clone(), object: Arc::clone(object), location: entry.location.clone() };
@@ -90,20 +95,40 @@ impl Store {
                 if versions.is_empty() {
                     order.push(entry.key.clone());
                 }
-                versions.push(loaded);
+                versions.push(Version { loaded, is_good: good.is_some() });
             }
         }
+        let mut good = HashMap::new();
         for key in order {
             let Some(mut versions) = versions.remove(&key) else { continue };
             // A second definition must not take over from the one in force, wherever its file sorts.
             let origin = self.good.get(&key).map(|good| &good.location.file);
-            let at = versions.iter().position(|version| Some(&version.location.file) == origin).unwrap_or(0);
-            let chosen = versions.remove(at);
-            result.problems.extend(versions.iter().map(|version| duplicate(version, &chosen)));
+            let at = versions.iter().position(|version| Some(&version.loaded.location.file) == origin).unwrap_or(0);
+            let Version { loaded: chosen, is_good } = versions.remove(at);
+            result.problems.extend(versions.iter().map(|version| duplicate(&version.loaded, &chosen)));
+            if is_good {
+                good.insert(key, chosen.clone());
+            }
             result.objects.push(chosen);
         }
-        self.good = result.objects.iter().map(|loaded| (loaded.key.clone(), loaded.clone())).collect();
+        self.good = good;
         result
+    }
+}
+
+/// An object as one of the files has it.
+#[derive(Debug)]
+struct Version {
+    loaded: Loaded,
+    /// It is what is written there, or was; not what stands for it.
+    is_good: bool,
+}
+
+/// Whether it can be told which pod it is, however little else of it.
+fn is_findable(object: &Object) -> bool {
+    match object {
+        Object::Pod(pod) => pod.settings.doubt.is_none() || pod.settings.netns.is_some() || pod.uid.is_some(),
+        _ => true,
     }
 }
 

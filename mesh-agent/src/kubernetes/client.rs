@@ -1,11 +1,19 @@
 //! A client of the API server: from within a pod by its service account, from elsewhere by a kubeconfig.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
 
+use http::{Request, Response};
 use kube::{
     Client, Config,
+    client::Body,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use tower_service::Service;
 
 /// What the API server's audit log and its flow control know the agent by.
 pub const USER_AGENT: &str = concat!("mesh-agent/", env!("CARGO_PKG_VERSION"));
@@ -61,12 +69,16 @@ pub fn causes(error: &dyn std::error::Error) -> String {
 }
 
 impl Access {
-    /// Makes a client; the server need not answer yet. Service account tokens are read again before they expire.
+    /// Makes a client; the server need not answer yet. Service account tokens are read again before they expire, and all that
+    /// is read from files, the server's CA among it, after a request to which there was no answer.
     ///
     /// # Errors
     /// No server is known, or what is said about it cannot be used.
     pub async fn client(&self) -> Result<Client, Error> {
-        Self::connect(self.config().await?)
+        let first = Self::connect(self.config().await?)?;
+        let namespace = first.default_namespace().to_owned();
+        let renewed = Renewed { access: self.clone(), current: Arc::new(Mutex::new(first)) };
+        Ok(Client::new(renewed, namespace))
     }
 
     /// The same for somebody who tries again himself: a refusal is told at once, where [`Self::client`] asks up to fifteen
@@ -107,6 +119,40 @@ impl Access {
             return Config::from_kubeconfig(&options).await.map_err(|error| unusable(&path, error));
         }
         Config::infer().await.map_err(|error| Error::Nowhere(Box::new(error)))
+    }
+}
+
+/// A client that is made anew where the server cannot be spoken to: its certificate may be of another CA by now, which a
+/// client does not notice by itself.
+#[derive(Clone)]
+struct Renewed {
+    access: Access,
+    current: Arc<Mutex<Client>>,
+}
+
+impl Service<Request<Body>> for Renewed {
+    type Response = Response<Body>;
+    type Error = kube::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Self { access, current } = self.clone();
+        Box::pin(async move {
+            let client = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let answer = client.send(request).await;
+            // Whoever asked asks again; what cannot be read now may be later.
+            if answer.is_err()
+                && let Ok(config) = access.config().await
+                && let Ok(client) = Access::connect(config)
+            {
+                *current.lock().unwrap_or_else(PoisonError::into_inner) = client;
+            }
+            answer
+        })
     }
 }
 

@@ -40,6 +40,8 @@ pub struct SourceState {
     pub read_at: Option<Instant>,
     /// It tells what changes: what it said is true now, whenever that was.
     pub is_followed: bool,
+    /// There may be pods that it does not name: what would say so cannot be read, and never could.
+    pub is_partial: bool,
     /// Kinds that are read and that it does not have.
     pub absent: Vec<&'static str>,
     /// Files in force.

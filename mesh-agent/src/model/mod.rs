@@ -5,6 +5,7 @@ mod audit;
 mod certificate;
 mod certificates;
 mod explanation;
+mod former;
 mod handover;
 mod identity;
 mod mesh;
@@ -25,6 +26,7 @@ pub use audit::{Audit, Coverage, Interval, Peer, PlaintextFlow, Refused, Shares,
 pub use certificate::{CertificateRefusal, CertificateState, CertificateStatus, ChainLink};
 pub use certificates::{AuthorityStatus, CertificateSummary, Certificates};
 pub use explanation::{Explanation, Party, Path, Way};
+pub use former::{Former, Left};
 pub use handover::{DrainingAgent, HandoverAccount, HandoverAnswer, HandoverRefusal, HandoverRequest, HandoverStep};
 pub use identity::{DEFAULT_TRUST_DOMAIN, Identity, NotAnIdentity, is_trust_domain};
 pub use mesh::{Mesh, Node, SourceState, Target};

@@ -95,6 +95,7 @@ reasons! {
     UnknownAnnotation "unknown_annotation" Configuration "A mesh-agent.io annotation has an unknown name or value." "Use one of the values named in the message.";
     DuplicateObject "duplicate_object" Configuration "Two documents define the same object." "Remove one of them.";
     DuplicateAddress "duplicate_address" Configuration "Two pods or services have the same address." "Give each its own address; until then the first one keeps it.";
+    SettingsUnread "settings_unread" Configuration "Annotations that say whether and how a pod is in the mesh cannot be read, and no good version of them is known." "Mend the annotation that the message names: what the kernel still knows of the pod stays in force until then.";
     UnknownKind "unknown_kind" Configuration "A document is of a kind that the agent does not read." "None needed, unless it was meant to have an effect.";
     NetnsMissing "netns_missing" Configuration "The pod's network namespace does not exist." "Create it, or correct the annotation mesh-agent.io/netns.";
     NetnsUnknown "netns_unknown" Agent "An enrolled pod of this node runs, and its network namespace was not found in the cgroup tree." "Let the agent run in the node's pid namespace with CAP_SYS_PTRACE, and name the root of the node's cgroup v2 tree with --cgroup.";
@@ -103,7 +104,7 @@ reasons! {
     SourceUnreadable "source_unreadable" Configuration "The folder of manifests cannot be read." "Check that it exists and is readable; until then the last good state stays in force.";
     SourceDisconnected "source_disconnected" Agent "The API server cannot be followed." "See the message; the last state stays in force, and watches are tried again by themselves.";
     SourceForbidden "source_forbidden" Configuration "The API server does not let the agent read a kind." "Give the agent's service account the permissions in docs/KUBERNETES.md.";
-    SourceIncomplete "source_incomplete" Agent "Not everything has been read from the API server yet: nothing is changed until then." "See the other messages; what an earlier agent armed stays as it is.";
+    SourceIncomplete "source_incomplete" Agent "Not everything has been read yet, from the API server or from manifests: what an earlier agent armed stays until then." "See the other messages: they say what cannot be read.";
     NodeUnknown "node_unknown" Configuration "There is no Node of this node's name: no pod can be told to be its own." "Give the name of its Node by --node-name, or MESH_AGENT_NODE_NAME from spec.nodeName.";
     // Identities and mutual TLS.
     CertificateExpired "certificate_expired" Agent "The workload's own certificate has expired and no new one was given." "mesh-agent policy certificates tells what the certificate authority answered; check the clocks, too.";

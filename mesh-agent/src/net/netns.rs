@@ -39,6 +39,13 @@ thread_local! {
     static ENTERED: Cell<Option<NetnsId>> = const { Cell::new(None) };
 }
 
+impl NetnsId {
+    /// The inode of its nsfs file, of which there is one.
+    pub fn inode(self) -> u64 {
+        self.inode
+    }
+}
+
 impl Netns {
     /// Opens the namespace at a path such as `/run/netns/NAME` or `/proc/PID/ns/net`.
     pub fn open(path: &Path) -> io::Result<Self> {

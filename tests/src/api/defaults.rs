@@ -15,7 +15,11 @@ pub(super) fn fill(kind: &Kind, object: &mut Value) {
             let name = object["metadata"]["name"].clone();
             object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
         }
-        ("", "Pod") => pod(object),
+        ("", "Pod") => {
+            pod(&mut object["spec"]);
+            default(&mut object["spec"], "enableServiceLinks", json!(true));
+        }
+        ("batch", "Job") => job(&mut object["spec"]),
         ("", "Service") => service(&mut object["spec"]),
         ("", "Secret") => default(object, "type", json!("Opaque")),
         ("events.k8s.io", _) => {
@@ -79,6 +83,10 @@ pub(super) fn prepare(kind: &Kind, object: &mut Value) {
             admitted(&mut object["spec"]);
         }
         ("", "Service") => object["status"] = json!({"loadBalancer": {}}),
+        ("batch", "Job") => {
+            object["status"] = json!({});
+            selected(object);
+        }
         ("apiextensions.k8s.io", _) => {
             let version = object["spec"]["versions"]
                 .as_array()
@@ -108,15 +116,14 @@ pub(super) fn nulls(kind: &Kind, object: &mut Value) {
     }
 }
 
-fn pod(object: &mut Value) {
-    let spec = &mut object["spec"];
+/// Of a Pod, and of the template of one.
+fn pod(spec: &mut Value) {
     for (name, value) in [
         ("restartPolicy", json!("Always")),
         ("dnsPolicy", json!("ClusterFirst")),
         ("terminationGracePeriodSeconds", json!(30)),
         ("securityContext", json!({})),
         ("schedulerName", json!("default-scheduler")),
-        ("enableServiceLinks", json!(true)),
     ] {
         default(spec, name, value);
     }
@@ -133,6 +140,43 @@ fn pod(object: &mut Value) {
             }
         }
     }
+}
+
+fn job(spec: &mut Value) {
+    if spec["completions"].is_null() && spec["parallelism"].is_null() {
+        default(spec, "completions", json!(1));
+    }
+    let replacement = if spec["podFailurePolicy"].is_null() { "TerminatingOrFailed" } else { "Failed" };
+    for (name, value) in [
+        ("parallelism", json!(1)),
+        ("backoffLimit", json!(6)),
+        ("completionMode", json!("NonIndexed")),
+        ("suspend", json!(false)),
+        ("manualSelector", json!(false)),
+        ("podReplacementPolicy", json!(replacement)),
+    ] {
+        default(spec, name, value);
+    }
+    pod(&mut spec["template"]["spec"]);
+}
+
+/// The labels by which a Job knows its pods.
+fn selected(object: &mut Value) {
+    let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
+    if object["spec"]["manualSelector"] != true {
+        object["spec"]["selector"] = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
+        let labels = &mut object["spec"]["template"]["metadata"]["labels"];
+        for (label, value) in [
+            ("batch.kubernetes.io/controller-uid", &uid),
+            ("batch.kubernetes.io/job-name", &name),
+            ("controller-uid", &uid),
+            ("job-name", &name),
+        ] {
+            labels[label] = value.clone();
+        }
+    }
+    let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+    default(&mut object["metadata"], "labels", labels);
 }
 
 /// What the admission plug-ins of a default cluster add, without the volume of the service account's token.

@@ -103,6 +103,7 @@ const EVENT: &[&str] = &[
 const RBAC: &str = "rbac.authorization.k8s.io";
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const AUTHORIZATION: &str = "authorization.k8s.io";
+const BATCH: &str = "batch";
 /// Group of CustomResourceDefinition.
 pub(super) const APIEXTENSIONS: &str = "apiextensions.k8s.io";
 
@@ -125,6 +126,7 @@ const TABLE: &[Row] = &[
     row(AUTHORIZATION, "selfsubjectaccessreviews", "selfsubjectaccessreview", "SelfSubjectAccessReview", "",
         &[Cluster, Review]),
     row(AUTHORIZATION, "subjectaccessreviews", "subjectaccessreview", "SubjectAccessReview", "", &[Cluster, Review]),
+    row(BATCH, "jobs", "job", "Job", "", &[Status, Generation, All]),
     row("coordination.k8s.io", "leases", "lease", "Lease", "", &[]),
     row("discovery.k8s.io", "endpointslices", "endpointslice", "EndpointSlice", "", &[Generation]),
     with(row("events.k8s.io", "events", "event", "Event", "ev", &[]), EVENT),
@@ -141,6 +143,7 @@ const ORDER: &[&str] = &[
     "events.k8s.io",
     AUTHENTICATION,
     AUTHORIZATION,
+    BATCH,
     RBAC,
     APIEXTENSIONS,
     "coordination.k8s.io",
@@ -241,6 +244,7 @@ impl Kind {
             }, "status": {
                 "currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0,
             }}),
+            (BATCH, _) => json!({"spec": {"template": {"metadata": {}, "spec": {"containers": null}}}, "status": {}}),
             (APIEXTENSIONS, _) => json!({
                 "spec": {"group": "", "names": {"plural": "", "kind": ""}, "scope": "", "versions": null},
                 "status": {

@@ -195,6 +195,16 @@ impl ApiServer {
         std::fs::write(path, config.to_string())
     }
 
+    /// The same with the CA read from `authority`, too.
+    pub fn write_kubeconfig_with(&self, path: &Path, token: &Path, authority: &Path) -> io::Result<()> {
+        self.write_kubeconfig(path, token)?;
+        std::fs::write(authority, self.authority())?;
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+        let cluster = config.pointer_mut("/clusters/0/cluster").expect("made above");
+        *cluster = json!({"server": self.url(), "certificate-authority": authority});
+        std::fs::write(path, config.to_string())
+    }
+
     /// Lets a static token stand for a user.
     pub fn add_user(&self, token: &str, user: User) {
         self.shared.state().users.insert(token.to_owned(), user);
@@ -300,6 +310,11 @@ impl ApiServer {
     /// New connections meet another certificate of the same CA.
     pub fn rotate_certificate(&self) {
         self.tls.rotate();
+    }
+
+    /// The same, of another CA: who knows the former one does not know the server any more.
+    pub fn rotate_authority(&self) {
+        self.tls.rotate_authority();
     }
 
     /// Adds a fault.

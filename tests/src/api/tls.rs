@@ -21,7 +21,7 @@ const NAMES: [&str; 5] =
 /// The CA and the leaf in use.
 #[derive(Debug)]
 pub(super) struct Tls {
-    authority: CertifiedIssuer<'static, KeyPair>,
+    authority: Mutex<CertifiedIssuer<'static, KeyPair>>,
     extra: Vec<String>,
     leaf: Arc<Leaf>,
 }
@@ -38,25 +38,26 @@ impl ResolvesServerCert for Leaf {
 impl Tls {
     /// A new CA; `extra` names of the server besides those of every cluster.
     pub(super) fn new(extra: &[String]) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.distinguished_name.push(DnType::CommonName, "mesh-test-api CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().expect("a key");
-        let authority = CertifiedIssuer::self_signed(params, key).expect("a CA");
+        let authority = authority();
         let leaf = Arc::new(Leaf(Mutex::new(certificate(&authority, extra))));
-        Self { authority, extra: extra.to_vec(), leaf }
+        Self { authority: Mutex::new(authority), extra: extra.to_vec(), leaf }
     }
 
     /// The CA's certificate.
     pub(super) fn authority(&self) -> String {
-        self.authority.pem()
+        self.authority.lock().unwrap_or_else(PoisonError::into_inner).pem()
     }
 
     /// Exchanges the leaf; connections that are open go on with the old one.
     pub(super) fn rotate(&self) {
-        let next = certificate(&self.authority, &self.extra);
-        *self.leaf.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        let authority = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.leaf.0.lock().unwrap_or_else(PoisonError::into_inner) = certificate(&authority, &self.extra);
+    }
+
+    /// Exchanges the CA as well.
+    pub(super) fn rotate_authority(&self) {
+        *self.authority.lock().unwrap_or_else(PoisonError::into_inner) = authority();
+        self.rotate();
     }
 
     pub(super) fn config(&self) -> Arc<ServerConfig> {
@@ -67,6 +68,15 @@ impl Tls {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Arc::new(config)
     }
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.distinguished_name.push(DnType::CommonName, "mesh-test-api CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().expect("a key");
+    CertifiedIssuer::self_signed(params, key).expect("a CA")
 }
 
 fn certificate(authority: &CertifiedIssuer<'static, KeyPair>, extra: &[String]) -> Arc<CertifiedKey> {

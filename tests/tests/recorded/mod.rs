@@ -174,15 +174,18 @@ fn ordered(body: &Value) -> Value {
 fn differ(recorded: &Value, here: &Value, path: &str, names: &mut Names, problems: &mut Vec<String>) {
     match (recorded, here) {
         (Value::Object(recorded), Value::Object(here)) => {
+            let mut rest: Vec<_> = here.iter().collect();
             for (name, value) in recorded {
                 let inside = format!("{path}.{name}");
-                match here.get(name) {
+                // Owned items of a list are known by their keys, a uid among them.
+                let name = names.apply(name);
+                rest.retain(|(own, _)| **own != name);
+                match here.get(&name) {
                     Some(here) => differ(value, here, &inside, names, problems),
                     None => problems.push(format!("{inside} is missing: {value}")),
                 }
             }
-            let added = here.iter().filter(|(name, _)| !recorded.contains_key(*name));
-            problems.extend(added.map(|(name, value)| format!("{path}.{name} is not recorded: {value}")));
+            problems.extend(rest.into_iter().map(|(name, value)| format!("{path}.{name} is not recorded: {value}")));
         }
         (Value::Array(recorded), Value::Array(here)) => {
             if recorded.len() != here.len() {

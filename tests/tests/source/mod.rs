@@ -66,12 +66,14 @@ impl Fixture {
         let folder = TempDir::new().expect("a folder");
         std::fs::write(folder.path().join("token"), TOKEN).expect("a file");
         let kubeconfig = folder.path().join("kubeconfig");
-        server.write_kubeconfig(&kubeconfig, &folder.path().join("token")).expect("a file");
+        let of = |name: &str| folder.path().join(name);
+        server.write_kubeconfig_with(&kubeconfig, &of("token"), &of("ca.crt")).expect("files");
         let site = Site {
             node: NODE.into(),
             trust_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
             first_generation: 1,
+            former: Arc::default(),
         };
         let cluster = Cluster::with(Access { kubeconfig: Some(kubeconfig), context: None }, site, timing);
         let (publish, mesh) = watch::channel(Arc::new(Mesh::default()));
@@ -82,6 +84,11 @@ impl Fixture {
     /// Where its token is.
     pub(crate) fn token(&self) -> PathBuf {
         self.folder.path().join("token")
+    }
+
+    /// Where the CA of its server is.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.folder.path().join("ca.crt")
     }
 
     /// Waits for a snapshot of which this holds.

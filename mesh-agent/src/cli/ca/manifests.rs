@@ -44,6 +44,7 @@ pub(super) async fn serve(
         // Policies are none of the authority's business.
         root_namespace: "".into(),
         first_generation: 1,
+        former: Arc::default(),
     };
     let mut source = tokio::spawn(discovery::file::Manifests::new(folder, site).run(publish));
     let mut problems = tokio::spawn(tell_problems(mesh.clone()));

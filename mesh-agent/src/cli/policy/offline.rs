@@ -29,6 +29,7 @@ pub(super) async fn read(
         trust_domain: trust_domain.into(),
         root_namespace: root_namespace.into(),
         first_generation: 1,
+        former: Arc::default(),
     };
     let first = async {
         tokio::select! {

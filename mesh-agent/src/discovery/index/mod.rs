@@ -28,6 +28,7 @@ mod services;
 mod soundness;
 #[cfg(test)]
 mod tests;
+mod unread;
 mod workloads;
 
 use alike::Alike;

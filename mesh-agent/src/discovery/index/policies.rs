@@ -54,6 +54,13 @@ struct Parts {
     authorizations: Vec<usize>,
 }
 
+/// What annotations said that cannot be read any more, as far as that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct UnreadModes {
+    pub(super) namespace: Option<Mode>,
+    pub(super) pod: Option<Mode>,
+}
+
 /// Who says what in one scope.
 struct Claim<'a> {
     by: &'a Loaded,
@@ -113,9 +120,9 @@ impl Policies {
     }
 
     /// What is allowed to reach a pod, and which objects of its own contradict each other.
-    pub(super) fn of(&mut self, loaded: &Loaded, pod: &Pod) -> (Arc<InboundPolicy>, Vec<Problem>) {
+    pub(super) fn of(&mut self, loaded: &Loaded, pod: &Pod, unread: UnreadModes) -> (Arc<InboundPolicy>, Vec<Problem>) {
         let namespace = &loaded.key.name.namespace;
-        let (mode, ports, conflicts) = self.modes_of(loaded, pod);
+        let (mode, ports, conflicts) = self.modes_of(loaded, pod, unread);
         let authorizations = self
             .candidates(namespace)
             .enumerate()
@@ -164,13 +171,17 @@ impl Policies {
     }
 
     /// The modes of a workload: of the narrowest scope that sets one. And what contradicts each other in that of its own.
-    fn modes_of(&self, loaded: &Loaded, pod: &Pod) -> (Mode, Vec<(u16, Mode)>, Vec<Problem>) {
+    fn modes_of(&self, loaded: &Loaded, pod: &Pod, unread: UnreadModes) -> (Mode, Vec<(u16, Mode)>, Vec<Problem>) {
         let namespace = &*loaded.key.name.namespace;
         let own = self.workload(loaded, pod);
         let own_conflicts = conflicts(&own);
         let mut inherited = Mode::default();
         let mut ports = Vec::new();
-        for scope in [self.mesh(), self.namespace(namespace), own] {
+        let stand_in = |mode| Claim { by: loaded, field: ANNOTATION, mode, ports: &[] };
+        for (mut scope, unread) in
+            [(self.mesh(), None), (self.namespace(namespace), unread.namespace), (own, unread.pod)]
+        {
+            scope.extend(unread.map(|mode| stand_in(Some(mode))));
             ports = scope
                 .iter()
                 .flat_map(|claim| claim.ports.iter().map(|(port, _)| *port))

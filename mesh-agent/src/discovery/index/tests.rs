@@ -2,7 +2,7 @@ use super::*;
 use crate::model::SharedMap;
 use crate::{
     discovery::{parse, store::Store},
-    model::{Mode, TrafficDistribution},
+    model::{Former, Left, Mode, TrafficDistribution},
 };
 
 mod incremental;
@@ -20,6 +20,11 @@ impl Fixture {
     pub(super) fn new() -> Self {
         let netns = BTreeMap::from([("/run/netns/web-0".into(), 1), ("/run/netns/web-1".into(), 2)]);
         Self { store: Store::default(), index: Index::new(Site::here(100)), known: BTreeSet::new(), netns }
+    }
+
+    /// The same after another agent.
+    pub(super) fn after(former: Former) -> Self {
+        Self { index: Index::new(Site { former: Arc::new(former), ..Site::here(100) }), ..Self::new() }
     }
 
     /// The same in another trust domain.
@@ -394,4 +399,41 @@ fn pods_that_cannot_be_captured_are_reported() {
     let expected = "netns_missing a:10 Pod shop/absent metadata.annotations[mesh-agent.io/netns]: \"/run/netns/absent\" is not \
                     a network namespace, or does not exist (Create it, or correct the annotation mesh-agent.io/netns.)";
     assert_eq!(problems(&missing), [expected]);
+}
+
+#[test]
+fn what_cannot_be_read_leaves_pods_as_an_earlier_agent_left_them() {
+    let left = Left { mode: Mode::Strict, ..Left::default() };
+    // The namespace of web-0 only.
+    let former = Former { is_known: true, by_netns: [(1, left)].into(), ..Former::default() };
+    let mut fixture = Fixture::after(former);
+    let remote = |name: &str, ip: &str, annotations: &str| {
+        pod_with(name, ip, annotations).replace("\nstatus:", "\nspec: {nodeName: there}\nstatus:")
+    };
+    let told = r#"mesh-agent.io/status: '{"state":"armed","mode":"strict","since":""}'"#;
+    let pods = pod("web-0", "10.0.0.1")
+        // What the kernel does not have was released, whatever is written at the pod.
+        + &pod_with("web-1", "10.0.0.2", told)
+        + &remote("far-0", "10.0.1.1", told)
+        + &remote("far-1", "10.0.1.2", "");
+    let enrolled = |mesh: &Mesh| {
+        ["web-0", "web-1", "far-0", "far-1"].map(|name| {
+            let workload = workload(mesh, name);
+            (workload.enrolled, workload.mode)
+        })
+    };
+    let (strict, off) = ((true, Mode::Strict), (false, Mode::Permissive));
+    let mesh = fixture.mesh(&(NAMESPACE.replace("enabled", "on") + &pods));
+    assert_eq!(enrolled(&mesh)[0], strict);
+    assert_eq!(enrolled(&mesh)[1], off);
+    // Of other nodes it is known what their agents have written.
+    assert_eq!(enrolled(&mesh)[2..], [strict, off]);
+    let told = problems(&mesh);
+    assert_eq!(told.len(), 3, "of the namespace and the two pods that are here: {told:?}");
+    // A good version ends all doubt, also for later.
+    let mesh = fixture.mesh(&(NAMESPACE.replace("enabled", "disabled") + &pods));
+    assert_eq!(enrolled(&mesh), [off; 4]);
+    assert_eq!(problems(&mesh), [""; 0]);
+    let mesh = fixture.mesh(&(NAMESPACE.replace("enabled", "on") + &pods));
+    assert_eq!(enrolled(&mesh), [off; 4], "the last good version");
 }

@@ -13,13 +13,14 @@ use super::{
     objects::Objects,
     policies::Policies,
     problems::{in_order_of_place, problem},
+    unread::Unread,
 };
 use crate::{
     discovery::{
         Site,
-        object::{Key, Kind, Loaded, Object, Pod, Settings},
+        object::{Key, Kind, Loaded, Object, Pod},
     },
-    model::{Exclusions, Identity, InboundPolicy, Mesh, ObjectName, Problem, Reason, Workload},
+    model::{Identity, InboundPolicy, Left, Mesh, ObjectName, Problem, Reason, Workload},
 };
 
 /// All that pods are joined with.
@@ -47,8 +48,17 @@ impl Join<'_> {
             return (None, Vec::new());
         }
         let name = &loaded.key.name;
-        let (policy, mut problems) = self.policies.of(loaded, pod);
-        let mut workload = self.join(loaded, pod, addresses, policy);
+        let namespace = ObjectName { namespace: Arc::default(), name: Arc::clone(&name.namespace) };
+        let inherited = match self.objects.object(Kind::Namespace, &namespace).map(|object| &**object) {
+            Some(Object::Namespace(settings)) => Arc::clone(settings),
+            _ => Arc::default(),
+        };
+        let unread = Unread { own: &pod.settings, inherited: &inherited, left: self.left(pod) };
+        let (policy, mut problems) = self.policies.of(loaded, pod, unread.modes());
+        let mut workload = self.join(loaded, pod, addresses, policy, &unread);
+        if workload.is_on(&self.site.node) {
+            problems.extend(unread.problem(loaded, &workload));
+        }
         if !workload.is_on(&self.site.node) {
             workload.netns = None;
             workload.uid = None;
@@ -63,29 +73,38 @@ impl Join<'_> {
         (Some(workload), problems)
     }
 
-    fn join(&mut self, loaded: &Loaded, pod: &Pod, addresses: Vec<IpAddr>, policy: Arc<InboundPolicy>) -> Workload {
-        fn first<T: Clone + Default>(own: Option<&T>, inherited: Option<&T>) -> T {
-            own.or(inherited).cloned().unwrap_or_default()
+    /// How the pod was before its annotations could not be read, as far as that is known.
+    fn left(&self, pod: &Pod) -> Option<Left> {
+        let told = || pod.settings.told.map(|mode| Left { mode, exclusions: Arc::default() });
+        if pod.host_network || !pod.is_on(&self.site.node) {
+            return told();
         }
-        let name = &loaded.key.name;
-        let namespace = ObjectName { namespace: Arc::default(), name: Arc::clone(&name.namespace) };
-        let none = Settings::default();
-        let inherited = match self.objects.object(Kind::Namespace, &namespace).map(|object| &**object) {
-            Some(Object::Namespace(settings)) => settings,
-            _ => &none,
+        let former = &self.site.former;
+        let left = match &pod.settings.netns {
+            Some(netns) => self.netns.get(&netns.path).and_then(|inode| former.by_netns.get(inode)),
+            None => pod.uid.as_ref().and_then(|uid| former.by_uid.get(uid)),
         };
+        // What is in force says more than what was written about it.
+        left.cloned().or_else(|| told().filter(|_| !former.is_known))
+    }
+
+    fn join(
+        &mut self,
+        loaded: &Loaded,
+        pod: &Pod,
+        addresses: Vec<IpAddr>,
+        policy: Arc<InboundPolicy>,
+        unread: &Unread<'_>,
+    ) -> Workload {
+        let name = &loaded.key.name;
         let own = &*pod.settings;
+        let mode = policy.kernel_mode();
         let identity = Identity {
             trust_domain: Arc::clone(&self.site.trust_domain),
             namespace: Arc::clone(&name.namespace),
             service_account: Arc::clone(&pod.service_account),
         };
-        let exclusions = Exclusions {
-            outbound_ports: first(own.outbound_ports.as_ref(), inherited.outbound_ports.as_ref()),
-            inbound_ports: first(own.inbound_ports.as_ref(), inherited.inbound_ports.as_ref()),
-            outbound_cidrs: first(own.outbound_cidrs.as_ref(), inherited.outbound_cidrs.as_ref()),
-            inbound_cidrs: first(own.inbound_cidrs.as_ref(), inherited.inbound_cidrs.as_ref()),
-        };
+        let exclusions = unread.exclusions();
         Workload {
             name: name.clone(),
             identity: self.interner.identities.intern(&Arc::new(identity)),
@@ -94,8 +113,8 @@ impl Join<'_> {
             netns: own.netns.as_ref().filter(|_| !pod.host_network).map(|netns| netns.path.clone()),
             uid: pod.uid.clone(),
             host_network: pod.host_network,
-            enrolled: own.mesh.or(inherited.mesh).unwrap_or(false),
-            mode: policy.kernel_mode(),
+            enrolled: unread.is_enrolled(mode),
+            mode,
             policy,
             exclusions: self.interner.exclusions.intern(&Arc::new(exclusions)),
             location: loaded.location.clone(),

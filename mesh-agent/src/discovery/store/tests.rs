@@ -66,15 +66,18 @@ fn a_broken_file_keeps_its_objects() {
 #[test]
 fn a_broken_object_keeps_its_last_good_version() {
     let mut store = Fixture::default();
-    // Never good: not there, and reported.
-    store.write("a", BROKEN).expect("", "a:2 unknown_annotation");
+    // Never good: what can be read of it, and reported.
+    store.write("a", BROKEN).expect("a:2 a default", "a:2 unknown_annotation");
+    store
+        .write("a", &BROKEN.replace("}}}", "}}, spec: {serviceAccountName: new}}"))
+        .expect("a:2 a new", "a:2 unknown_annotation");
     store.write("a", &pod("a", "one")).expect("a:2 a one", "");
     store.write("a", &(pod("b", "one") + BROKEN)).expect("a:2 b one, a:4 a one", "a:4 unknown_annotation");
     // Still good after any number of readings.
     store.expect("a:2 b one, a:4 a one", "a:4 unknown_annotation");
     // Gone on purpose: the old version does not come back.
     store.write("a", &pod("b", "one")).expect("a:2 b one", "");
-    store.write("a", BROKEN).expect("", "a:2 unknown_annotation");
+    store.write("a", BROKEN).expect("a:2 a default", "a:2 unknown_annotation");
 }
 
 #[test]
