@@ -15,7 +15,11 @@ pub(super) fn fill(kind: &Kind, object: &mut Value) {
             let name = object["metadata"]["name"].clone();
             object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
         }
-        ("", "Pod") => pod(object),
+        ("", "Pod") => {
+            pod(&mut object["spec"]);
+            default(&mut object["spec"], "enableServiceLinks", json!(true));
+        }
+        ("batch", "Job") => job(&mut object["spec"]),
         ("", "Service") => service(&mut object["spec"]),
         ("", "Secret") => default(object, "type", json!("Opaque")),
         ("events.k8s.io", _) => {
@@ -79,6 +83,10 @@ pub(super) fn prepare(kind: &Kind, object: &mut Value) {
             admitted(&mut object["spec"]);
         }
         ("", "Service") => object["status"] = json!({"loadBalancer": {}}),
+        ("batch", "Job") => {
+            select(object);
+            object["status"] = json!({});
+        }
         ("apiextensions.k8s.io", _) => {
             let version = object["spec"]["versions"]
                 .as_array()
@@ -108,15 +116,14 @@ pub(super) fn nulls(kind: &Kind, object: &mut Value) {
     }
 }
 
-fn pod(object: &mut Value) {
-    let spec = &mut object["spec"];
+/// Of a pod, and of a template of pods.
+fn pod(spec: &mut Value) {
     for (name, value) in [
         ("restartPolicy", json!("Always")),
         ("dnsPolicy", json!("ClusterFirst")),
         ("terminationGracePeriodSeconds", json!(30)),
         ("securityContext", json!({})),
         ("schedulerName", json!("default-scheduler")),
-        ("enableServiceLinks", json!(true)),
     ] {
         default(spec, name, value);
     }
@@ -133,6 +140,45 @@ fn pod(object: &mut Value) {
             }
         }
     }
+}
+
+fn job(spec: &mut Value) {
+    // Parallel with neither means one at a time until one succeeds; with the one, the other is the caller's to leave out.
+    if spec["completions"].is_null() && spec["parallelism"].is_null() {
+        default(spec, "completions", json!(1));
+    }
+    for (name, value) in [
+        ("parallelism", json!(1)),
+        ("backoffLimit", json!(6)),
+        ("completionMode", json!("NonIndexed")),
+        ("suspend", json!(false)),
+        ("manualSelector", json!(false)),
+    ] {
+        default(spec, name, value);
+    }
+    let by_rule = spec.get("podFailurePolicy").is_some_and(|policy| !policy.is_null());
+    default(spec, "podReplacementPolicy", json!(if by_rule { "Failed" } else { "TerminatingOrFailed" }));
+    default(&mut spec["template"], "metadata", json!({}));
+    pod(&mut spec["template"]["spec"]);
+}
+
+/// Gives a job the labels by which it knows its pods.
+fn select(job: &mut Value) {
+    if job["spec"]["manualSelector"] == true {
+        return;
+    }
+    let (uid, name) = (job["metadata"]["uid"].clone(), job["metadata"]["name"].clone());
+    let labels = [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ];
+    for (label, value) in labels {
+        default(&mut job["metadata"]["labels"], label, value.clone());
+        default(&mut job["spec"]["template"]["metadata"]["labels"], label, value.clone());
+    }
+    default(&mut job["spec"], "selector", json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}));
 }
 
 /// What the admission plug-ins of a default cluster add, without the volume of the service account's token.

@@ -125,6 +125,7 @@ const TABLE: &[Row] = &[
     row(AUTHORIZATION, "selfsubjectaccessreviews", "selfsubjectaccessreview", "SelfSubjectAccessReview", "",
         &[Cluster, Review]),
     row(AUTHORIZATION, "subjectaccessreviews", "subjectaccessreview", "SubjectAccessReview", "", &[Cluster, Review]),
+    with(row("batch", "jobs", "job", "Job", "", &[Status, Generation, All]), &["status.successful"]),
     row("coordination.k8s.io", "leases", "lease", "Lease", "", &[]),
     row("discovery.k8s.io", "endpointslices", "endpointslice", "EndpointSlice", "", &[Generation]),
     with(row("events.k8s.io", "events", "event", "Event", "ev", &[]), EVENT),
@@ -141,6 +142,7 @@ const ORDER: &[&str] = &[
     "events.k8s.io",
     AUTHENTICATION,
     AUTHORIZATION,
+    "batch",
     RBAC,
     APIEXTENSIONS,
     "coordination.k8s.io",
@@ -241,6 +243,9 @@ impl Kind {
             }, "status": {
                 "currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0,
             }}),
+            ("batch", "Job") => json!({
+                "spec": {"template": {"metadata": {}, "spec": {"containers": null}}}, "status": {},
+            }),
             (APIEXTENSIONS, _) => json!({
                 "spec": {"group": "", "names": {"plural": "", "kind": ""}, "scope": "", "versions": null},
                 "status": {

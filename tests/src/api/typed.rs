@@ -3,7 +3,7 @@
 
 use k8s_openapi::{
     api::{
-        apps::v1 as apps, authentication::v1 as authentication, authorization::v1 as authorization,
+        apps::v1 as apps, authentication::v1 as authentication, authorization::v1 as authorization, batch::v1 as batch,
         coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery, events::v1 as events,
         rbac::v1 as rbac,
     },
@@ -31,6 +31,7 @@ pub(super) fn prune(kind: &Kind, object: &mut Value, strict: bool) -> Result<(),
         ("authentication.k8s.io", "SelfSubjectReview") => through::<authentication::SelfSubjectReview>,
         ("authorization.k8s.io", "SelfSubjectAccessReview") => through::<authorization::SelfSubjectAccessReview>,
         ("authorization.k8s.io", "SubjectAccessReview") => through::<authorization::SubjectAccessReview>,
+        ("batch", "Job") => through::<batch::Job>,
         ("coordination.k8s.io", "Lease") => through::<coordination::Lease>,
         ("discovery.k8s.io", "EndpointSlice") => through::<discovery::EndpointSlice>,
         ("events.k8s.io", "Event") => through::<events::Event>,
