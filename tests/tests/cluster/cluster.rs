@@ -61,6 +61,8 @@ pub(crate) fn say(what: &str) {
 pub(crate) struct Cluster {
     pub(crate) client: Client,
     pub(crate) image: String,
+    /// Of its administrator.
+    pub(crate) kubeconfig: String,
     /// Names of two nodes that are ready.
     pub(crate) nodes: [String; 2],
 }
@@ -92,7 +94,7 @@ impl Cluster {
         let Ok(nodes) = <[String; 2]>::try_from(names.into_iter().take(2).collect::<Vec<_>>()) else {
             panic!("it has fewer than two nodes that are ready")
         };
-        Self { client, image, nodes }
+        Self { client, image, kubeconfig: path, nodes }
     }
 
     fn api_of(&self, object: &Value) -> Api<DynamicObject> {
@@ -185,10 +187,15 @@ impl Cluster {
 
     /// Runs a pod to its end; its exit code and what it said.
     pub(crate) async fn run(&self, pod: &Value) -> (i32, String) {
-        let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
         self.delete(pod).await;
         self.gone(pod).await;
         self.start(pod).await;
+        self.ended(pod).await
+    }
+
+    /// Waits until a pod has ended, and removes it; its exit code and what it said.
+    pub(crate) async fn ended(&self, pod: &Value) -> (i32, String) {
+        let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
         let code = until(&format!("pod {namespace}/{name} ends"), async || {
             let pod = self.pod(namespace, name).await;
             complain_if_stuck(&pod);

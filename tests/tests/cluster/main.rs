@@ -13,7 +13,7 @@
 
 mod cluster;
 
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, time::Instant};
 
 use cluster::{Cluster, say, text, until};
 use futures_util::FutureExt as _;
@@ -23,7 +23,7 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use mesh_tests::{
-    chart,
+    agent, chart,
     rollout::{
         APPS, HTTP_PORT, Load, OUTSIDE, PORT, STATUS, SYSTEM, metric, namespace, node_pod, node_root_pod, pod, strict,
         toggle, values,
@@ -33,6 +33,8 @@ use serde_json::{Value, json};
 
 const MUTUAL: &str = "transport=\"mutual\"";
 const TRANSPORT: &str = "mesh_pod_transport_connections_total";
+/// Pods that are started at once.
+const AT_ONCE: usize = 10;
 
 #[test]
 fn the_mesh_on_a_cluster_of_nodes() {
@@ -74,6 +76,7 @@ impl Suite {
         self.is_mutual_between_nodes().await;
         self.strict_refuses_plaintext(&server).await;
         self.toggles().await;
+        self.obeys_its_operator().await;
         self.agents_are_replaced_under_load().await;
         self.leaves_nothing_behind().await;
     }
@@ -295,11 +298,64 @@ impl Suite {
             (code == 0).then_some(())
         })
         .await;
+        self.arms_pods_before_they_connect(server).await;
         let load = self.after_more_load(&before).await;
         assert_eq!(load.failed, before.failed, "strict has cost requests of the mesh: {load:?}");
         self.cluster.delete(&strict()).await;
         until("plaintext is let in again", async || (self.ask(OUTSIDE, server).await.0 == 0).then_some(())).await;
         say("strict refuses plaintext and nothing else");
+    }
+
+    /// New pods whose first act is a request, to a strict server: it is answered only if they were armed by then.
+    async fn arms_pods_before_they_connect(&self, server: &str) {
+        let program = Self::program(&["get", "--to", server]);
+        let pods: Vec<_> = (0..AT_ONCE)
+            .map(|number| {
+                let node = &self.cluster.nodes[number % 2];
+                pod(APPS, &format!("first-{number}"), node, &self.cluster.image, &program)
+            })
+            .collect();
+        for pod in &pods {
+            self.cluster.start(pod).await;
+        }
+        for pod in &pods {
+            let (code, said) = self.cluster.ended(pod).await;
+            assert_eq!(code, 0, "{}: its first request was not answered: {said}", pod["metadata"]["name"]);
+        }
+        say(&format!("{AT_ONCE} pods, started at once, were armed before their first request"));
+    }
+
+    /// Runs the agent's command line as an operator does.
+    async fn operate(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = std::process::Command::new(agent::binary());
+        command.args(arguments).args(["--kubeconfig", &self.cluster.kubeconfig]);
+        let begun = Instant::now();
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it ends");
+        let output = output.expect("the agent's command line");
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        say(&format!(
+            "{}: {:?} after {:.1?}\n{}",
+            arguments.join(" "),
+            output.status.code(),
+            begun.elapsed(),
+            said.trim()
+        ));
+        (output.status.code(), said)
+    }
+
+    async fn obeys_its_operator(&self) {
+        let (code, said) = self.operate(&["status", "--cluster"]).await;
+        assert_eq!(code, Some(0), "the cluster is healthy: {said}");
+        for node in &self.cluster.nodes {
+            assert!(said.contains(node.as_str()), "{node} is told of: {said}");
+        }
+        let before = self.load().await;
+        let (code, said) = self.operate(&["disable", APPS, "--wait"]).await;
+        assert_eq!(code, Some(0), "{said}");
+        let load = self.goes_on(&before, "disable --wait").await;
+        let (code, said) = self.operate(&["enable", APPS, "--auto-rollback", "--observe", "10s"]).await;
+        assert_eq!(code, Some(0), "{said}");
+        self.goes_on(&load, "enable --auto-rollback").await;
     }
 
     async fn toggles(&self) {

@@ -40,10 +40,7 @@ pub(crate) struct Args {
 /// Builds the programs and writes the image.
 pub(crate) fn run_verb(args: &Args) -> Result<()> {
     let target = ebpf::target_folder()?;
-    let mut programs = vec![build_agent(args, &target)?];
-    if args.with_tests {
-        programs.extend(build_tests(args, &target)?);
-    }
+    let programs = if args.debug { build_debug(args, &target)? } else { build_release(args, &target)? };
     let scratch = target.join("image");
     if scratch.exists() {
         fs::remove_dir_all(&scratch)?;
@@ -81,25 +78,26 @@ pub(crate) fn run_verb(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn build_agent(args: &Args, target: &Path) -> Result<PathBuf> {
-    if args.debug {
-        run(cargo(&["build", "--locked", "--package", "mesh-agent", "--bin", "mesh-agent"])
-            .env(ebpf::MESH_EBPF, "build"))?;
-        return Ok(target.join("debug/mesh-agent"));
+/// At once: the agent's library is the same for all of them, and compiled once.
+fn build_debug(args: &Args, target: &Path) -> Result<Vec<PathBuf>> {
+    let mut command = cargo(&["build", "--locked", "--package", "mesh-agent", "--bin", "mesh-agent"]);
+    if args.with_tests {
+        command.args(["--package", "mesh-tests"]).args(TEST_PROGRAMS.iter().flat_map(|name| ["--bin", name]));
     }
-    dist::run_verb()?;
-    Ok(target.join("dist/mesh-agent"))
+    run(command.env(ebpf::MESH_EBPF, "build"))?;
+    let tests = if args.with_tests { &TEST_PROGRAMS[..] } else { &[] };
+    Ok(std::iter::once(&"mesh-agent").chain(tests).map(|name| target.join("debug").join(name)).collect())
 }
 
-fn build_tests(args: &Args, target: &Path) -> Result<Vec<PathBuf>> {
-    let mut command = cargo(&["build", "--locked", "--package", "mesh-tests", "--bins"]);
-    command.env(ebpf::MESH_EBPF, "build");
-    if !args.debug {
-        command.arg("--release");
+fn build_release(args: &Args, target: &Path) -> Result<Vec<PathBuf>> {
+    dist::run_verb()?;
+    let mut programs = vec![target.join("dist/mesh-agent")];
+    if args.with_tests {
+        run(cargo(&["build", "--locked", "--package", "mesh-tests", "--bins", "--release"])
+            .env(ebpf::MESH_EBPF, "build"))?;
+        programs.extend(TEST_PROGRAMS.iter().map(|name| target.join("release").join(name)));
     }
-    run(&mut command)?;
-    let folder = target.join(if args.debug { "debug" } else { "release" });
-    Ok(TEST_PROGRAMS.iter().map(|name| folder.join(name)).collect())
+    Ok(programs)
 }
 
 /// Debug information stays behind, where there is a tool for it: it is most of a program.

@@ -173,8 +173,9 @@ impl Session<'_> {
             ],
             // It says what it does, for minutes, and what is lacking.
             Tier::Cluster => {
+                let agent = self.build_agent()?;
                 let mut command = self.cargo(&["test", "-p", "mesh-tests", "--test", "cluster", "--", "--nocapture"]);
-                command.env(MESH_REQUIRE, self.required);
+                command.env(MESH_REQUIRE, self.required).env(MESH_AGENT_BIN, agent);
                 vec![command]
             }
             Tier::Direct | Tier::Api | Tier::Netns | Tier::Kernel => {
