@@ -193,3 +193,13 @@ pub fn async_fd<T: AsFd + AsRawFd>(inner: T) -> io::Result<tokio::io::unix::Asyn
     unsafe { tokio::io::unix::AsyncFd::register_with_interest(inner, tokio::io::Interest::READABLE) }
         .map_err(io::Error::from)
 }
+
+/// Gives the kernel back what was allocated and freed again. It waits for no other thread's allocations for long, but goes
+/// through the whole heap: nothing for a worker.
+pub fn return_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's own locks and touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

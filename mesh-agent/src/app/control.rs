@@ -36,6 +36,7 @@ use crate::{
     node, policy,
     proxy::{self, Command, Held, WorkerHandle},
     route::transport::Here,
+    sys,
     telemetry::{audit::Ledger, unix_now},
 };
 
@@ -75,6 +76,8 @@ pub(super) struct Control {
     pub(super) source: SourceState,
     pub(super) node_addresses: Vec<IpAddr>,
     pub(super) started: Instant,
+    /// Whether what the start took has been given back.
+    pub(super) has_settled: bool,
     pub(super) watched: BTreeMap<crate::model::ObjectName, Watched>,
     pub(super) revocations: Revocations,
     pub(super) ledger: Ledger,
@@ -162,6 +165,7 @@ impl Control {
             source: SourceState::default(),
             node_addresses: Vec::new(),
             started: Instant::now(),
+            has_settled: false,
             watched: BTreeMap::new(),
             revocations,
             ledger: Ledger::new(feeds, unix_now()),
@@ -380,6 +384,15 @@ impl Control {
         self.held.sweep();
         self.tell_the_server();
         self.answers.pulse.beat();
+        self.settle();
+    }
+
+    /// Once, after the first snapshot is in force: the kernel's type information and the first lists of objects have left
+    /// holes in the heap that may never be filled again.
+    fn settle(&mut self) {
+        if self.mesh.version > 0 && !std::mem::replace(&mut self.has_settled, true) {
+            sys::return_free_memory();
+        }
     }
 
     /// The node's own addresses: of the namespace that the agent runs in, of its Node object, and those it was told.
