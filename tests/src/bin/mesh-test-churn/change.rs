@@ -144,8 +144,6 @@ async fn prepare(args: &Args) -> Result<Vec<Slice>> {
             continue;
         }
         let metadata = object.get_mut("metadata").and_then(Value::as_object_mut).context("no metadata")?;
-        // Whatever others have done to it meanwhile.
-        metadata.remove("resourceVersion");
         if args.unwatched {
             for server_s in ["uid", "creationTimestamp", "managedFields", "generation"] {
                 metadata.remove(server_s);

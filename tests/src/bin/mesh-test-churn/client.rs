@@ -56,7 +56,7 @@ impl Client {
         Ok(Self { send, host, bearer })
     }
 
-    /// All slices.
+    /// All slices, as they can be written back: not of a certain version.
     ///
     /// # Errors
     /// The server refuses or is gone.
@@ -64,6 +64,15 @@ impl Client {
         let list = self.request(Method::GET, &format!("{SLICES}/endpointslices"), Bytes::new()).await?;
         let mut list: Value = serde_json::from_slice(&list)?;
         let items = list.get_mut("items").and_then(Value::as_array_mut).context("a list without items")?;
+        for slice in items.iter_mut().filter_map(Value::as_object_mut) {
+            // In a list it goes without saying.
+            slice.insert("apiVersion".to_owned(), "discovery.k8s.io/v1".into());
+            slice.insert("kind".to_owned(), "EndpointSlice".into());
+            slice
+                .get_mut("metadata")
+                .and_then(Value::as_object_mut)
+                .and_then(|metadata| metadata.remove("resourceVersion"));
+        }
         Ok(std::mem::take(items))
     }
 

@@ -107,7 +107,6 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     let mut client = Client::connect(&args.directory).await?;
     let named = |slice: &Value| slice.pointer("/metadata/name").is_some_and(|name| *name == *args.slice);
     let mut slice = client.slices().await?.into_iter().find(named).context("there is no such slice")?;
-    slice.get_mut("metadata").and_then(Value::as_object_mut).context("no metadata")?.remove("resourceVersion");
     let path = path_of(&slice)?;
     let (tell, mut events) = mpsc::unbounded_channel();
     let connections = Arc::new(AtomicU64::new(0));
