@@ -23,6 +23,8 @@ pub(super) struct Measured {
     cpu: [Spent; Role::ALL.len()],
     /// How long it took, with the warm-up.
     wall: f64,
+    /// Whether an API server shared the machine.
+    pub(super) is_large: bool,
     /// CPUs used by others, the hypervisor included.
     pub(super) noise: f64,
 }
@@ -96,7 +98,7 @@ fn once(rig: &Rig, netns: &str, args: &[String]) -> Result<Measured> {
     let patience = rig.length + Duration::from_secs(30);
     let answer = load::measure(&rig.launch(netns, Role::Client), &rig.tool, args, patience)?;
     let after = Moment::now(rig)?;
-    Ok(after.since(&before, answer))
+    Ok(after.since(&before, answer, rig.accounts.is_used(Role::Cluster)))
 }
 
 /// What all roles spend while nothing is asked of them, for the length of a measurement.
@@ -106,7 +108,7 @@ fn once(rig: &Rig, netns: &str, args: &[String]) -> Result<Measured> {
 pub(super) fn quiet(rig: &Rig) -> Result<Measured> {
     let before = Moment::now(rig)?;
     rest(rig.length)?;
-    Ok(Moment::now(rig)?.since(&before, Answer::default()))
+    Ok(Moment::now(rig)?.since(&before, Answer::default(), true))
 }
 
 struct Moment {
@@ -130,7 +132,7 @@ impl Moment {
         Ok(Self { at: Instant::now(), spent, busy: busy as f64 / tick, stolen: stolen as f64 / tick })
     }
 
-    fn since(&self, before: &Self, answer: Answer) -> Measured {
+    fn since(&self, before: &Self, answer: Answer, is_large: bool) -> Measured {
         let mut cpu = [Spent::default(); Role::ALL.len()];
         for (spent, (before, after)) in cpu.iter_mut().zip(before.spent.into_iter().zip(self.spent)) {
             *spent = Spent {
@@ -143,7 +145,7 @@ impl Moment {
         let ours: f64 = cpu.iter().map(|spent| spent.total.as_secs_f64()).sum();
         // The two clocks differ by a tick or two, so a quiet machine can come out below zero.
         let others = (self.busy - before.busy - ours).max(0.0);
-        Measured { answer, cpu, wall, noise: (others + self.stolen - before.stolen) / wall }
+        Measured { answer, cpu, wall, is_large, noise: (others + self.stolen - before.stolen) / wall }
     }
 }
 

@@ -239,7 +239,7 @@ fn finish(figures: &mut Figures, tag: &str, measured: &Measured) {
         eprintln!("  {tag}: {} of {} failed: {error}", measured.answer.errors, measured.answer.total);
     }
     // Who is on other machines otherwise, and takes CPU from the load here.
-    if measured.cpu(Role::Cluster) > Duration::ZERO {
+    if measured.is_large {
         figures.put(format!("{tag}.agent_cores"), measured.cores(Role::Proxy));
         figures.put(format!("{tag}.api_cores"), measured.cores(Role::Cluster));
         figures.put(format!("{tag}.changer_cores"), measured.cores(Role::Changer));

@@ -110,6 +110,12 @@ impl Accounts {
         Ok(())
     }
 
+    /// Whether any process is charged to `role` now.
+    pub(crate) fn is_used(&self, role: Role) -> bool {
+        let procs = fs::read_to_string(self.base.join(role.folder()).join("cgroup.procs"));
+        procs.is_ok_and(|procs| !procs.is_empty())
+    }
+
     /// CPU time spent so far.
     ///
     /// # Errors
