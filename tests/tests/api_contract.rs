@@ -181,7 +181,8 @@ fn versions_of_the_future_are_not_served() {
 fn status_is_apart() {
     contract("status", async |target, namespace| {
         let services = Api::<Service>::namespaced(target.client.clone(), &namespace);
-        let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}], "selector": {"app": "s"}}});
+        let spec = json!({"type": "LoadBalancer", "ports": [{"port": 80}], "selector": {"app": "s"}});
+        let service = json!({"metadata": {"name": "s"}, "spec": spec});
         let made = services.create(&post(), &object(service)).await.unwrap();
         let spec = made.spec.clone().unwrap();
         assert!(spec.cluster_ip.is_some_and(|address| address.parse::<std::net::IpAddr>().is_ok()));
@@ -199,6 +200,10 @@ fn status_is_apart() {
         let through_main = services.patch("s", &params, &Patch::Merge(no_status)).await.unwrap();
         assert_eq!(through_main.spec.unwrap().selector.unwrap()["app"], "other");
         assert!(through_main.status.unwrap().load_balancer.unwrap().ingress.is_some());
+        let inner = json!({"metadata": {"name": "inner"}, "spec": {"ports": [{"port": 80}]}});
+        services.create(&post(), &object(inner)).await.unwrap();
+        let outside = services.patch_status("inner", &params, &Patch::Merge(patch)).await;
+        assert_eq!(code(outside), (422, "Invalid".to_owned()), "only load balancers have an address outside");
     });
 }
 

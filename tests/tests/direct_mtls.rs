@@ -9,7 +9,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener},
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     thread::ScopedJoinHandle,
     time::Duration,
@@ -17,7 +17,7 @@ use std::{
 
 use mesh_agent::{
     model::{OrigDst, Reachable, Reason},
-    proxy::{Attempt, Command, Config},
+    proxy::{Attempt, Command, Config, PodListeners},
 };
 use mesh_tests::{
     Twin, app, eventually,
@@ -228,6 +228,32 @@ fn new_certificates_leave_open_connections_alone() {
         socket::exchange(&old, "with the old one").unwrap();
     }
     assert_eq!(twin.server.pod.counters[0].inbound.tunnels.value(), 2);
+}
+
+/// A pod leaves the mesh and comes back while a connection from before is still open: that one is to end, new ones are not.
+#[test]
+fn a_pod_that_comes_back_shares_its_tunnels_again() {
+    let twin = Twin::default();
+    let app = twin.app(app::echo);
+    let old = twin.client.connect(app.address);
+    socket::exchange(&old, "before").unwrap();
+    let Spine { worker, pod, .. } = &twin.server;
+    worker.send(Command::Close(Arc::clone(pod)));
+    let listen = |at: SocketAddr| {
+        let bind = || TcpListener::bind(at).ok();
+        let listener = eventually("the address is free", bind);
+        listener.set_nonblocking(true).unwrap();
+        listener
+    };
+    let outbound = listen((Ipv4Addr::LOCALHOST, 0).into());
+    worker.send(Command::Add(Arc::clone(pod), PodListeners { outbound, inbound: listen(twin.tunnels()) }));
+    for _ in 0..5 {
+        let new = twin.client.connect(app.address);
+        socket::exchange(&new, "after").unwrap();
+        socket::finish(new).unwrap();
+    }
+    socket::exchange(&old, "still").unwrap();
+    assert_eq!(pod.counters[0].inbound.tunnels.value(), 2, "the one from before, and one for all");
 }
 
 #[test]

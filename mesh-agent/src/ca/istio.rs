@@ -385,8 +385,11 @@ async fn follow(path: PathBuf, bundle: watch::Sender<Arc<TrustBundle>>) {
                 }
             }
             Err(error) => {
+                let is_absent = matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
                 let error = error.to_string();
-                if error != last_error {
+                // That there is none yet was said at the start.
+                let is_known = bundle.borrow().roots.is_empty() && is_absent;
+                if error != last_error && !is_known {
                     tracing::warn!(%error, "the trust bundle read last stays in force");
                     last_error = error;
                 }

@@ -481,6 +481,10 @@ impl Worker {
         let started = [start(listeners.outbound, Direction::Outbound), start(listeners.inbound, Direction::Inbound)];
         let mut pods = self.pods.borrow_mut();
         let served = pods.entry(pod.slot).or_default();
+        // Captured again before its last connections had ended: those go on closing, new ones do not.
+        if *served.closing.borrow() {
+            served.closing = watch::Sender::default();
+        }
         for listener in started {
             match listener {
                 Ok(listening) => served.listeners.push(listening),

@@ -218,6 +218,10 @@ fn service(spec: &mut Value) {
     if spec["type"] != "ExternalName" {
         default(spec, "internalTrafficPolicy", json!("Cluster"));
     }
+    if spec["type"] == "LoadBalancer" {
+        default(spec, "allocateLoadBalancerNodePorts", json!(true));
+        default(spec, "externalTrafficPolicy", json!("Cluster"));
+    }
     for port in each(spec, "/ports") {
         default(port, "protocol", json!("TCP"));
         let own = port["port"].clone();

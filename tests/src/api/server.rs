@@ -49,6 +49,8 @@ pub struct Options {
     pub token_cache: Duration,
     /// Time from `Established` until the paths of a custom resource answer.
     pub definition_delay: Duration,
+    /// Whether lists come as streams. An old etcd does not tell how far it is: then they break off, within an answer of 200.
+    pub streams: bool,
 }
 
 impl Default for Options {
@@ -60,6 +62,7 @@ impl Default for Options {
             watch_timeout: Duration::from_mins(45),
             token_cache: Duration::from_secs(10),
             definition_delay: Duration::from_millis(250),
+            streams: true,
         }
     }
 }

@@ -154,6 +154,13 @@ impl Watch {
     async fn beginning(&self, shared: &Shared, feed: &Feed) -> Result<u64, Over> {
         let marked = match self.start {
             Start::After(version) => return Ok(version),
+            Start::State { marked: true } if !shared.options.streams => {
+                let why = "a watch stream was requested by the client but the required storage feature \
+                           RequestWatchProgress is disabled";
+                let status = Failure::new(500, "InternalError", why).body;
+                put(feed, event("ERROR", &[status.to_string().into()])).await?;
+                return Err(Over);
+            }
             Start::State { marked } => marked,
         };
         let (entries, version) = {

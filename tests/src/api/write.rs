@@ -241,6 +241,12 @@ impl Write<'_> {
             let subject = Subject { group: "", kind: "Event", name };
             return Err(Failure::invalid(subject, &[Cause::required("eventTime", "")]));
         }
+        let ingress = object.pointer("/status/loadBalancer/ingress").and_then(Value::as_array);
+        let is_balanced = object["spec"]["type"] == "LoadBalancer";
+        if self.kind.is("Service") && self.status && !is_balanced && ingress.is_some_and(|list| !list.is_empty()) {
+            let why = "may only be used when `spec.type` is 'LoadBalancer'";
+            return Err(self.invalid(name, Cause::forbidden("status.loadBalancer.ingress", why)));
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use mesh_agent::{
     model::{Mesh, ObjectName, Problem, Reason, Workload},
 };
 use mesh_tests::{
-    api::{ApiServer, Received, User},
+    api::{ApiServer, Options, Received, User},
     wait::eventually,
 };
 use serde_json::{Value, json};
@@ -118,7 +118,12 @@ pub(crate) const TOKEN: &str = "the-agent";
 
 /// A server with the namespace `shop`, enrolled, this node, and a user who may do what the agent has to.
 pub(crate) fn server() -> ApiServer {
-    let server = ApiServer::start();
+    server_with(Options::default())
+}
+
+/// The same, of another kind of server.
+pub(crate) fn server_with(options: Options) -> ApiServer {
+    let server = ApiServer::with(options);
     server.put(json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": "shop", "annotations": {"mesh-agent.io/mesh": "enabled"}},

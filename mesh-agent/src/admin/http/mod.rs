@@ -54,6 +54,8 @@ const BACKLOG: i32 = 128;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether a port that somebody else has is free.
 const RETRY: Duration = Duration::from_secs(1);
+/// After so many attempts it is somebody else's.
+const LONG: u32 = 10;
 
 /// `--http-address`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +118,7 @@ impl Listener {
         match listen(address) {
             Ok(bound) => Ok(Self { address, bound: Some(bound) }),
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                tracing::warn!(%address, "the HTTP address is taken, by an earlier agent or somebody else; waiting for it");
+                tracing::info!(%address, "the HTTP address is taken, by an earlier agent or somebody else; waiting for it");
                 Ok(Self { address, bound: None })
             }
             Err(error) => Err(error),
@@ -214,10 +216,16 @@ fn socket(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn wait_for(address: SocketAddr) -> TcpListener {
+    let mut tried = 0_u32;
     loop {
         time::sleep(RETRY).await;
+        tried = tried.saturating_add(1);
         match listen(address) {
             Ok(listener) => return listener,
+            // An earlier agent lets go of it at once.
+            Err(error) if tried == LONG => {
+                tracing::warn!(%address, %error, "HTTP: not free yet; probes are not answered")
+            }
             Err(error) => tracing::debug!(%address, %error, "HTTP: not free yet"),
         }
     }

@@ -69,6 +69,11 @@ impl Failure {
         matches!(self.code(), 400 | 422)
     }
 
+    /// It knows how, has begun, and cannot: an etcd before 3.4.31 or 3.5.13 does not tell how far it is, for one.
+    pub(super) fn breaks_a_stream(&self) -> bool {
+        self.refusal().is_some() && !self.is_expired()
+    }
+
     /// Nothing is served at that path.
     pub(super) fn is_not_found(&self) -> bool {
         self.code() == 404

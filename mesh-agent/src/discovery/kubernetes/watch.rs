@@ -148,11 +148,17 @@ impl Watch {
             match self.open(query).await {
                 Ok(lines) => {
                     self.tell(Event::Listing).await;
-                    return self.follow(lines, true).await;
+                    match self.follow(lines, true).await {
+                        Err(failure) if !self.is_established && failure.breaks_a_stream() => {
+                            tracing::debug!(kind = self.resource.plural(), %failure, "no stream: a list in pages");
+                        }
+                        ended => return ended,
+                    }
                 }
-                Err(failure) if failure.is_of_streaming() => self.version = Some(self.list().await?),
+                Err(failure) if failure.is_of_streaming() => {}
                 Err(failure) => return Err(failure),
             }
+            self.version = Some(self.list().await?);
         }
         let version = self.version.as_deref().map(encoded).unwrap_or_default();
         let lines = self.open(&format!("&resourceVersion={version}")).await?;
