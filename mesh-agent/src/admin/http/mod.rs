@@ -224,7 +224,7 @@ async fn wait_for(address: SocketAddr) -> TcpListener {
             Ok(listener) => return listener,
             // An earlier agent lets go of it at once.
             Err(error) if tried == LONG => {
-                tracing::warn!(%address, %error, "HTTP: not free yet; probes are not answered")
+                tracing::warn!(%address, %error, "HTTP: not free yet; probes are not answered");
             }
             Err(error) => tracing::debug!(%address, %error, "HTTP: not free yet"),
         }
