@@ -83,7 +83,6 @@ fn whoever_learns_first_no_connection_fails() {
     for (toggle, open) in kept.into_iter().enumerate() {
         exchange(&open, "as before").and_then(|()| finish(open)).unwrap_or_else(|error| panic!("{toggle}: {error}"));
     }
-    assert!(waits(&cross.near) > 0, "nothing waited: the nodes learnt at the same time");
     cross.assert_all_accounted();
 }
 

@@ -51,6 +51,8 @@ const ADDRESSES_STEP: Duration = Duration::from_millis(50);
 const MARKS: usize = 4;
 /// How long after a take-over what the former agent has approved may be on its way: one lost SYN is repeated within it.
 const ON_THE_WAY: Duration = Duration::from_secs(2);
+/// How long at least certificates of workloads that have left are kept.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// After the drain deadline, how long aborted connections have to send their RST.
 const AFTERMATH: Duration = Duration::from_millis(300);
 
@@ -78,6 +80,8 @@ pub(super) struct Control {
     pub(super) started: Instant,
     /// Whether what the start took has been given back.
     pub(super) has_settled: bool,
+    /// Certificates of workloads that have left are kept until then.
+    leavers_until: Option<Instant>,
     pub(super) watched: BTreeMap<crate::model::ObjectName, Watched>,
     pub(super) revocations: Revocations,
     pub(super) ledger: Ledger,
@@ -166,6 +170,7 @@ impl Control {
             node_addresses: Vec::new(),
             started: Instant::now(),
             has_settled: false,
+            leavers_until: None,
             watched: BTreeMap::new(),
             revocations,
             ledger: Ledger::new(feeds, unix_now()),
@@ -287,7 +292,11 @@ impl Control {
         let before = std::mem::replace(&mut self.mesh, Arc::clone(mesh));
         let concerns_pods = first || !mesh.local.is_same(&before.local) || mesh.netns != before.netns;
         if concerns_pods {
-            self.identities.want(&certificates::needed(mesh));
+            // Workers act on the former snapshot for a moment: whoever leaves is somebody until then.
+            let mut wanted = certificates::needed(mesh);
+            wanted.extend(certificates::needed(&before));
+            self.identities.want(&wanted);
+            self.leavers_until = Some(Instant::now() + FAREWELL);
         }
         self.snapshots.send_replace(Arc::clone(mesh));
         if first || mesh.node != before.node {
@@ -385,6 +394,9 @@ impl Control {
         self.tell_the_server();
         self.answers.pulse.beat();
         self.settle();
+        if self.leavers_until.take_if(|until| *until <= Instant::now()).is_some() {
+            self.identities.want(&certificates::needed(&self.mesh));
+        }
     }
 
     /// Once, after the first snapshot is in force: the kernel's type information and the first lists of objects have left
