@@ -198,3 +198,36 @@ fn a_file_that_cannot_be_read_when_the_agent_starts_releases_nobody() {
     eventually("the pods are released", || round_trip(&fixture.stranger, fixture.strict.at(PORT)).ok());
     drop(agent);
 }
+
+#[test]
+fn an_agent_that_takes_over_knows_no_less_than_the_one_before() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let fixture = Fixture::new();
+    let (namespace, strict) = ([("mesh", "enabled")], [("mode", "strict")]);
+    fixture.write(&namespace, &strict);
+    let first = fixture.start();
+    fixture.assert_captured(&first);
+    // What the first one has read, the second one cannot: it waits until it can.
+    let reads = || first.log().matches("read manifests").count();
+    fixture.node.write("pods.yaml", "apiVersion: [v1\n");
+    eventually("the first one notices", || (problems(&first, Reason::BadYaml).len() == 1).then_some(()));
+    let before = reads();
+    let mut second = Agent::spawn(&fixture.node, &["--direct=off"]);
+    eventually("the second one has read it", || (reads() > before).then_some(()));
+    fixture.assert_captured(&first);
+    assert!(first.is_in_charge());
+    fixture.write(&namespace, &strict);
+    second.await_ready();
+    fixture.assert_captured(&second);
+    drop(first);
+
+    // Of an annotation that cannot be read, the kernel knows enough.
+    fixture.write(&[("mesh", "enbaled")], &[("mode", "stritc")]);
+    eventually("the second one notices", || (problems(&second, Reason::UnknownAnnotation).len() == 2).then_some(()));
+    let mut third = Agent::spawn(&fixture.node, &["--direct=off"]);
+    third.await_ready();
+    fixture.assert_captured(&third);
+    third.assert_all_accounted();
+}
