@@ -157,6 +157,23 @@ fn smoke_a_running_pod_joins_and_leaves_by_a_word_on_its_namespace() {
     within(RECONNECTED, "nothing is wrong", || agent.status().healthy.then_some(()));
 }
 
+/// The kubelet removes what ran before the API server hears of its end.
+#[test]
+fn a_pod_that_has_ended_is_no_problem() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let fixture = Fixture::new();
+    fixture.annotate(&json!({"mesh-agent.io/mesh": "enabled"}));
+    let agent = Agent::start(&fixture.node, &fixture.arguments());
+    let job = fixture.run("job", &json!({}));
+    agent.await_state("job", PodState::Armed);
+    drop(job);
+    agent.await_state("job", PodState::Waiting);
+    let status = agent.status();
+    assert!(status.healthy, "{:?}", status.problems);
+}
+
 #[test]
 fn a_restart_while_the_server_is_away_opens_nothing() {
     if !require("kernel", kernel_tier) {

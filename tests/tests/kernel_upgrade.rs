@@ -340,7 +340,10 @@ fn an_agent_that_is_stuck_halfway_is_not_waited_for() {
         eventually("it is in charge", || old.is_in_charge().then_some(()));
     };
     assert!(!new.wait(PATIENCE).success(), "it is killed");
-    eventually("the old one is in charge", || old.is_in_charge().then_some(()));
+    eventually("the old one is in charge", || {
+        let is_served = round_trip(&client, server.at(8080)).is_ok();
+        (is_served && old.is_in_charge()).then_some(())
+    });
     for to in [server.at(8080), server.at6(8080)] {
         round_trip(&client, to).unwrap();
     }

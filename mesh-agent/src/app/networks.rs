@@ -1,6 +1,11 @@
 //! Where the network of each pod is: by the name that its manifest gives, or as found in the cgroup tree.
 
-use std::{collections::HashMap, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::Arc,
+};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -14,6 +19,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Networks {
     pods: HashMap<PodUid, Seen>,
+    /// Those whose cgroup was there and is not any more.
+    ended: HashSet<PodUid>,
 }
 
 /// A pod in the cgroup tree.
@@ -60,6 +67,7 @@ impl Networks {
         };
         match event {
             Event::Created { uid, cgroup } => {
+                self.ended.remove(&uid);
                 self.pods.insert(uid, Seen { cgroup, netns: None });
             }
             Event::Found { uid, netns } => {
@@ -68,7 +76,9 @@ impl Networks {
                 }
             }
             Event::Gone { uid } => {
-                self.pods.remove(&uid);
+                if self.pods.remove(&uid).is_some() {
+                    self.ended.insert(uid);
+                }
             }
             // What its object says of it is what is reported.
             Event::OnHost { .. } | Event::Settled => {}
@@ -79,6 +89,16 @@ impl Networks {
     /// A pod, if its cgroup is there.
     pub(super) fn seen(&self, uid: &PodUid) -> Option<&Seen> {
         self.pods.get(uid)
+    }
+
+    /// Whether nothing of a pod runs any more, which the API server comes to know later.
+    pub(super) fn has_ended(&self, uid: &PodUid) -> bool {
+        self.ended.contains(uid)
+    }
+
+    /// Of pods that have ended only those are remembered.
+    pub(super) fn retain_ended(&mut self, is_known: impl Fn(&PodUid) -> bool) {
+        self.ended.retain(is_known);
     }
 
     /// Where the workload's network namespace is, if that is known.
@@ -117,5 +137,28 @@ impl Network<'_> {
             Self::Named(path) => netns.path() == *path,
             Self::Found(found) => netns.id() == found.id(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_has_ended_when_its_cgroup_was_there_and_is_gone() {
+        let [one, other] = ['a', 'b'].map(|digit| PodUid::parse(&digit.to_string().repeat(32)).unwrap());
+        let mut networks = Networks::default();
+        let gone = |uid: &PodUid| Event::Gone { uid: uid.clone() };
+        networks.note(gone(&one));
+        assert!(!networks.has_ended(&one), "it was never seen");
+        for uid in [&one, &other] {
+            networks.note(Event::Created { uid: uid.clone(), cgroup: 1 });
+            networks.note(gone(uid));
+            assert!(networks.has_ended(uid));
+        }
+        networks.note(Event::Created { uid: other.clone(), cgroup: 2 });
+        assert!(!networks.has_ended(&other), "it runs again");
+        networks.retain_ended(|uid| *uid != one);
+        assert!(!networks.has_ended(&one));
     }
 }

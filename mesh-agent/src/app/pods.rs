@@ -152,6 +152,7 @@ impl Pods {
             self.local = mesh.local.clone();
             let found_by_uid = |workload: &Arc<Workload>| Some((workload.uid.clone()?, Arc::clone(workload)));
             self.by_uid = mesh.local.values().filter_map(found_by_uid).collect();
+            self.networks.retain_ended(|uid| self.by_uid.contains_key(uid));
         }
         self.mark_all(datapath, mesh);
         for workload in wanted.into_values() {

@@ -319,12 +319,12 @@ pub(super) fn refused(c: &Counters) -> u64 {
 }
 
 /// Whether the workload will be armed as soon as it runs: it is found by its UID, and has no address yet, which it gets
-/// when its sandbox is made.
+/// when its sandbox is made, or runs no more.
 fn is_awaited(control: &Control, workload: &Workload) -> bool {
+    let has_ended = |uid| control.pods.networks.has_ended(uid);
     may_be_armed(&control.mesh, workload)
         && workload.netns.is_none()
-        && workload.uid.is_some()
-        && workload.addresses.is_empty()
+        && workload.uid.as_ref().is_some_and(|uid| workload.addresses.is_empty() || has_ended(uid))
         && !control.pods.should_be_armed(&control.mesh, workload)
 }
 
