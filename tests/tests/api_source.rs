@@ -206,9 +206,11 @@ fn a_bad_object_keeps_its_last_good_version() {
         assert_eq!((problem.reason, &*problem.object), (Reason::UnknownAnnotation, "Pod shop/web"));
         assert_eq!(problem.field, "metadata.annotations[mesh-agent.io/exclude-outbound-ports]");
         assert_eq!(find(&mesh, "web").unwrap().exclusions.outbound_ports, [5432]);
-        // It is another pod now: what was good of the former is not its own.
+        // It is another pod now: what was good of the former is not its own, but what can be read of it is.
         fixture.server.put(annotated("543x", 2));
-        fixture.until("no version of it is known", |mesh| find(mesh, "web").is_none()).await;
+        let is_another = |mesh: &Mesh| find(mesh, "web").is_some_and(|web| web.exclusions.outbound_ports.is_empty());
+        let mesh = fixture.until("it is another", is_another).await;
+        assert!(find(&mesh, "web").unwrap().enrolled && problems(&mesh, Reason::SettingsUnread).len() == 1);
         fixture.server.put(annotated("5433", 2));
         let mesh = fixture.until("it is mended", |mesh| mesh.problems.is_empty()).await;
         assert_eq!(find(&mesh, "web").unwrap().exclusions.outbound_ports, [5433]);

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh_common::WORKER_STALE_NS;
+use nix::time::{ClockId, clock_gettime};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
@@ -373,7 +375,9 @@ impl Control {
     fn try_for(&self, attempt: Attempt) {
         let Some(pod) = self.pods.enrolled.values().find(|pod| pod.slot.0 == attempt.slot) else { return };
         let index = attempt.cpu as usize % self.workers.len().max(1);
-        let Some(worker) = self.workers.get(index) else { return };
+        // One that stands still would leave the connection without an answer.
+        let mut from_there = self.workers.iter().cycle().skip(index).take(self.workers.len());
+        let Some(worker) = from_there.find(|worker| beats(worker)).or_else(|| self.workers.get(index)) else { return };
         let Attempt { downstream, destination, chosen, .. } = attempt;
         worker.send(Command::Attempt(Arc::clone(&pod.pod), proxy::Attempt { downstream, destination, chosen }));
     }
@@ -491,6 +495,12 @@ impl Control {
         }
         None
     }
+}
+
+/// Whether the worker gives a sign of life, as the kernel takes it.
+fn beats(worker: &WorkerHandle) -> bool {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64);
+    now.saturating_sub(worker.counters.beat_ns.value()) <= WORKER_STALE_NS
 }
 
 /// Waits until all are told.
