@@ -246,12 +246,14 @@ fn a_bad_word_that_the_agent_finds_when_it_starts_changes_nothing() {
         status.problems
     );
     // The pods' owners are told what is wrong with the namespace.
-    let told = eventually("it is written at the pod", || {
-        let pod = fixture.api.get("v1", "Pod", NAMESPACE, "closed")?;
-        let status = pod["metadata"]["annotations"]["mesh-agent.io/status"].as_str()?.to_owned();
-        status.contains("settings_unread").then_some(status)
-    });
-    assert!(told.contains("armed") && told.contains("mesh-agent.io/mesh"), "{told}");
+    for name in ["open", "closed"] {
+        let told = eventually("it is written at the pod", || {
+            let pod = fixture.api.get("v1", "Pod", NAMESPACE, name)?;
+            let status = pod["metadata"]["annotations"]["mesh-agent.io/status"].as_str()?.to_owned();
+            status.contains("settings_unread").then_some(status)
+        });
+        assert!(told.contains("armed") && told.contains("mesh-agent.io/mesh"), "{told}");
+    }
     // Without an agent, who is strict is closed, and who is not is open.
     agent.kill();
     round_trip(&closed.pod, fixture.to()).unwrap_err();
