@@ -38,12 +38,12 @@ pub enum Error {
     #[error(transparent)]
     Client(#[from] super::Error),
     /// The server refused, or could not be reached.
-    #[error("{what}: {}", explained(.source))]
+    #[error("{what}: {}", explained(.cause))]
     Api {
         /// What was wanted.
         what: String,
-        /// What came of it.
-        source: Box<kube::Error>,
+        /// What came of it. All there is to say of it is in the message: as a source it would be said again, at length.
+        cause: Box<kube::Error>,
     },
     /// The way to the agent's port is closed.
     #[error("port-forward to {pod}: {why}")]
@@ -68,8 +68,8 @@ impl Error {
 
     /// With which the server refused.
     fn code(&self) -> Option<u16> {
-        let Self::Api { source, .. } = self else { return None };
-        match &**source {
+        let Self::Api { cause, .. } = self else { return None };
+        match &**cause {
             kube::Error::Api(status) => Some(status.code),
             // A port-forward: what is refused has no body.
             kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) => Some(code.as_u16()),
@@ -81,13 +81,13 @@ impl Error {
 fn explained(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
+        other => super::causes(other),
     }
 }
 
 fn wanted<T>(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Result<T, Error> {
     let what = what.into();
-    move |source| Err(Error::Api { what, source: Box::new(source) })
+    move |cause| Err(Error::Api { what, cause: Box::new(cause) })
 }
 
 /// A node.
