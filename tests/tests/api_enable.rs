@@ -30,6 +30,7 @@ fn namespaces_are_annotated_and_nothing_else_of_them_changes() {
     assert_eq!((done.code, fixture.mesh().as_deref()), (Some(0), Some("disabled")), "{done:?}");
     let done = fixture.run(&["enable", "shop", "nowhere"]);
     assert_eq!(done.code, Some(1), "{done:?}");
+    assert_eq!(done.err.matches("not found").count(), 1, "what the server said is said once: {done:?}");
     assert_eq!(fixture.mesh().as_deref(), Some("disabled"), "all must be there before one is changed");
 }
 
