@@ -8,7 +8,6 @@ use std::{
 };
 
 use mesh_common::WORKER_STALE_NS;
-use nix::time::{ClockId, clock_gettime};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
@@ -499,8 +498,7 @@ impl Control {
 
 /// Whether the worker gives a sign of life, as the kernel takes it.
 fn beats(worker: &WorkerHandle) -> bool {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64);
-    now.saturating_sub(worker.counters.beat_ns.value()) <= WORKER_STALE_NS
+    worker.counters.beat_age_ns() <= WORKER_STALE_NS
 }
 
 /// Waits until all are told.

@@ -9,7 +9,6 @@ use std::{
 };
 
 use mesh_common::WORKER_STALE_NS;
-use nix::time::{ClockId, clock_gettime};
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
@@ -103,9 +102,8 @@ impl Pages for AgentPages {
         if pulse.age() > PATIENCE {
             stuck.push(format!("the control loop has not come round for {} s", pulse.age().as_secs()));
         }
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64);
         for (index, worker) in self.workers.iter().enumerate() {
-            let age = now.saturating_sub(worker.beat_ns.value());
+            let age = worker.beat_age_ns();
             if worker.beat_ns.value() > 0 && age > WORKER_STALE_NS {
                 stuck.push(format!("worker {index} has not beaten for {} ms", age / 1_000_000));
             }

@@ -205,8 +205,7 @@ impl Pods {
     /// may not name stays as it is without an agent until it is known what is said of it.
     pub(super) fn forget_others(&mut self, datapath: &mut Datapath, mesh: &Mesh) {
         let mut keep: HashSet<u64> = self.enrolled.values().map(|pod| pod.cookie).collect();
-        let others = datapath.armed().into_iter().filter(|pod| !keep.contains(&pod.cookie)).collect();
-        let held = if mesh.source.is_partial { self.unnamed(others, mesh) } else { Vec::new() };
+        let held = if mesh.source.is_partial { self.unnamed(datapath, &keep, mesh) } else { Vec::new() };
         if !held.is_empty() {
             tracing::warn!(pods = held.len(), "pods of an earlier agent are kept: what is said of them cannot be read");
         }
@@ -221,12 +220,13 @@ impl Pods {
         self.adopted.retain(|cookie, _| held.contains(cookie));
     }
 
-    /// The namespaces, by cookie, that are there and not those of pods that the snapshot names.
-    fn unnamed(&self, armed: Vec<Armed>, mesh: &Mesh) -> Vec<u64> {
+    /// The armed namespaces, by cookie, that are there, are none of `own`, and not those of pods that the snapshot names.
+    fn unnamed(&self, datapath: &Datapath, own: &HashSet<u64>, mesh: &Mesh) -> Vec<u64> {
         let inode = |workload: &Arc<Workload>| self.networks.of(workload)?.inode();
         let named: HashSet<u64> = mesh.local.values().filter_map(inode).collect();
         let is_unnamed = |pod: &Armed| pod.netns.is_some_and(|inode| !named.contains(&inode));
-        armed.into_iter().filter(is_unnamed).map(|pod| pod.cookie).collect()
+        let others = datapath.armed().into_iter().filter(|pod| !own.contains(&pod.cookie));
+        others.filter(is_unnamed).map(|pod| pod.cookie).collect()
     }
 
     fn arm(&mut self, datapath: &mut Datapath, workers: &[WorkerHandle], workload: &Workload) -> anyhow::Result<()> {

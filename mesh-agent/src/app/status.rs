@@ -7,10 +7,7 @@ use std::{
 };
 
 use mesh_common::{ABI_VERSION, Counters};
-use nix::{
-    sys::utsname::uname,
-    time::{ClockId, clock_gettime},
-};
+use nix::sys::utsname::uname;
 
 use super::{
     audit,
@@ -168,7 +165,6 @@ pub(super) fn hooks(control: &Control) -> Vec<HookStatus> {
 }
 
 fn workers(control: &Control) -> Vec<WorkerStatus> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64);
     let total: u64 = control.workers.iter().map(|worker| worker.counters.accepted.value()).sum();
     (0..)
         .zip(&control.workers)
@@ -183,7 +179,7 @@ fn workers(control: &Control) -> Vec<WorkerStatus> {
                 accepted,
                 share: if total == 0 { 0.0 } else { accepted as f64 / total as f64 },
                 lag_us: counters.lag_ns.value() / 1000,
-                beat_age_ms: now.saturating_sub(counters.beat_ns.value()) / 1_000_000,
+                beat_age_ms: counters.beat_age_ns() / 1_000_000,
                 peer_waits: counters.peer_waits.value(),
             }
         })

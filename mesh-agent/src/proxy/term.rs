@@ -9,11 +9,10 @@ use std::{
 };
 
 use mesh_common::WORKER_BEAT_MS;
-use nix::time::{ClockId, clock_gettime};
 use tokio::{net::TcpListener, sync::oneshot, task::spawn_local};
 
 use super::{Pod, PodListeners, Worker};
-use crate::telemetry::Direction;
+use crate::telemetry::{Direction, monotonic_ns};
 
 /// How long handshakes that were steered to a listener may take after the kernel steers new ones elsewhere: two lost
 /// packets of a handshake are repeated within it.
@@ -57,7 +56,7 @@ impl Worker {
     }
 
     fn beat_now(&self, lag: Duration) {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64);
+        let now = monotonic_ns();
         let lag = lag.as_nanos() as u64;
         self.counters.beat_ns.set(now);
         self.counters.lag_ns.set(lag);

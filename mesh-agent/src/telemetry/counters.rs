@@ -1,9 +1,19 @@
 //! Counters with one writer each: a worker counts in its own, the control thread adds up.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use nix::time::{ClockId, clock_gettime};
 
 use super::Verdicts;
 use crate::model::{Reason, RelayStatus, Shares, Transport, Volume};
+
+/// CLOCK_MONOTONIC in nanoseconds, by which workers beat and the kernel judges them.
+pub fn monotonic_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos() as u64)
+}
 
 /// A counter with one writer: a plain load and store, no locked instruction.
 #[derive(Debug, Default)]
@@ -133,6 +143,11 @@ impl WorkerCounters {
             verdicts: Verdicts::default(),
             reasons: std::array::from_fn(|_| Count::default()),
         }
+    }
+
+    /// Time since the last beat, in nanoseconds; beyond [`mesh_common::WORKER_STALE_NS`] the kernel passes the worker over.
+    pub fn beat_age_ns(&self) -> u64 {
+        monotonic_ns().saturating_sub(self.beat_ns.value())
     }
 
     /// Counts an ended connection.

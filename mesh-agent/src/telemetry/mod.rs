@@ -9,6 +9,6 @@ mod verdicts;
 
 pub use crate::model::Direction;
 pub use connection::{Connection, Wire, unix_now};
-pub use counters::{Count, DirectionCounters, PodCounters, TransportCounters, WorkerCounters};
+pub use counters::{Count, DirectionCounters, PodCounters, TransportCounters, WorkerCounters, monotonic_ns};
 pub use exposition::{Exposition, Family, Format, Kind, Samples};
 pub use verdicts::Verdicts;
