@@ -26,6 +26,14 @@ pub fn connect_here(to: SocketAddr) -> io::Result<TcpStream> {
     patient(TcpStream::connect_timeout(&to, PATIENCE)?)
 }
 
+/// Whether a connection that is let in and then reset met that: by connect() itself, if the reset is there before the
+/// thread that connects has woken up, or else by what it reads.
+pub fn met_reset(connected: io::Result<TcpStream>) -> bool {
+    connected
+        .and_then(|mut stream| stream.read(&mut [0; 1]))
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+}
+
 /// A stream whose reads and writes give up some day.
 ///
 /// # Errors

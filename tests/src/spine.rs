@@ -1,7 +1,6 @@
 //! The spines of the proxy in this process, with a kernel that tests make up. No privileges needed.
 
 use std::{
-    io::{ErrorKind, Read},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     sync::{
@@ -178,9 +177,7 @@ impl Spine {
 
     /// Connects as an app that asked for `to`, and meets an error.
     pub fn fails(&self, to: SocketAddr, reason: Reason) {
-        // The reset may be there before connect() has returned.
-        let error = self.try_connect(to).and_then(|mut socket| socket.read(&mut [0; 1])).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert!(socket::met_reset(self.try_connect(to)), "{to}");
         self.await_reason(reason);
     }
 

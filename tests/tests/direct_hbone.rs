@@ -11,7 +11,7 @@
 use std::{
     collections::HashMap,
     future::Future,
-    io::{ErrorKind, Read, Write},
+    io::{Read, Write},
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, mpsc},
 };
@@ -434,8 +434,7 @@ fn a_server_that_speaks_no_tls_is_not_spoken_to() {
     });
     twin.client.mesh.send_replace(Arc::new(twin::mesh("node-1", at)));
     eventually("the snapshot is in force", || {
-        let mut stream = twin.client.try_connect((at, 80).into()).ok()?;
-        stream.read(&mut [0; 1]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset).then_some(())
+        socket::met_reset(twin.client.try_connect((at, 80).into())).then_some(())
     });
     twin.client.await_reason(Reason::TlsHandshake);
     drop(app);

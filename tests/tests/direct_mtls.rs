@@ -180,10 +180,7 @@ fn somebody_else_at_the_address_gets_nothing() {
         mesh_agent::model::Workload { identity: Arc::new(twin::identity("somebody-else")), ..server.as_ref().clone() };
     mesh.destinations.insert(twin.at, mesh_agent::model::Target::Workload(Arc::new(expected)));
     twin.client.mesh.send_replace(Arc::new(mesh));
-    eventually("the snapshot is in force", || {
-        let mut stream = twin.client.try_connect(app.address).ok()?;
-        stream.read(&mut [0; 1]).is_err().then_some(())
-    });
+    eventually("the snapshot is in force", || socket::met_reset(twin.client.try_connect(app.address)).then_some(()));
     twin.client.await_reason(Reason::PeerUnexpected);
     assert!(app.try_seen().is_none(), "not a byte, not even a connection");
 }
@@ -372,8 +369,7 @@ fn who_shakes_hands_slowly_is_given_up() {
     let listener = std::net::TcpListener::bind((at, mesh_agent::proxy::hbone::PORT)).unwrap();
     twin.client.mesh.send_replace(Arc::new(twin::mesh("node-1", at)));
     eventually("the snapshot is in force", || {
-        let mut stream = twin.client.try_connect((at, 80).into()).ok()?;
-        stream.read(&mut [0; 1]).is_err().then_some(())
+        socket::met_reset(twin.client.try_connect((at, 80).into())).then_some(())
     });
     twin.client.await_reason(Reason::HandshakeTimeout);
     drop(listener);
