@@ -20,7 +20,7 @@ use std::{
 /// sandbox' pause process to that of the app.
 const BEFORE_APP: Duration = Duration::from_millis(140);
 
-use mesh_agent::model::{PodState, PodStatus, Reason};
+use mesh_agent::model::{PodState, PodStatus, Problem, Reason, Severity, Status};
 use mesh_tests::{
     Agent, App, Node, Pod,
     agent::kernel_tier,
@@ -49,11 +49,7 @@ impl Fixture {
         let app = App::echo(&server, 8080);
         let mut all = vec![("mesh", "enabled")];
         all.extend_from_slice(annotations);
-        let mut text = manifest::namespace(NAMESPACE, &all) + &server.manifest(&[("mesh", "disabled")]);
-        for (name, uid) in pods {
-            text += &manifest::scheduled(NAMESPACE, name, uid, &[]);
-        }
-        node.write("pods.yaml", &text);
+        write(&node, &server, &all, pods);
         let kubelet = Kubelet::on(driver, &node.namespace.path());
         let agent = node.start_with(&["--direct=off"]);
         Self { agent, kubelet, app, server, node }
@@ -62,6 +58,15 @@ impl Fixture {
     fn to(&self) -> SocketAddr {
         self.server.at(8080)
     }
+}
+
+/// Writes the namespace, the server and the pods.
+fn write(node: &Node, server: &Pod, annotations: manifest::Annotations<'_>, pods: &[(String, String)]) {
+    let mut text = manifest::namespace(NAMESPACE, annotations) + &server.manifest(&[("mesh", "disabled")]);
+    for (name, uid) in pods {
+        text += &manifest::scheduled(NAMESPACE, name, uid, &[]);
+    }
+    node.write("pods.yaml", &text);
 }
 
 /// One of the pods and its UID.
@@ -196,6 +201,37 @@ fn what_connects_before_it_is_armed_is_counted_and_refused_if_strict() {
         mesh_tests::socket::round_trip(&pod, fixture.to()).unwrap();
         assert_eq!(fixture.agent.settled("client").outbound.total, 1);
     }
+}
+
+#[test]
+fn what_a_busy_pod_connects_to_while_it_joins_is_told_and_no_failure() {
+    if !require("kernel", kernel_tier) {
+        return;
+    }
+    let pods = [named("client")];
+    let fixture = Fixture::new(Driver::Systemd, &[], &pods);
+    let pod = fixture.node.pod("client");
+    let mut cgroup = fixture.kubelet.pod(&pods[0].1);
+    start_sandbox(&mut cgroup, &pod);
+    fixture.agent.await_state("client", PodState::Armed);
+    let to = fixture.to();
+    let connects = format!(
+        "bash -c 'while exec 3<>/dev/tcp/{}/{}; do echo hello >&3; read -u 3 _back; exec 3>&-; done'",
+        to.ip(),
+        to.port()
+    );
+    start_app(&mut cgroup, &pod, &connects);
+    within(Duration::from_mins(2), "it connects between its being enrolled and its being armed", || {
+        write(&fixture.node, &fixture.server, &[("mesh", "disabled")], &pods);
+        fixture.agent.await_state("client", PodState::Off);
+        write(&fixture.node, &fixture.server, &[("mesh", "enabled")], &pods);
+        fixture.agent.await_state("client", PodState::Armed);
+        (fixture.agent.counter("client", "out_passed_unarmed") > 0).then_some(())
+    });
+    let Status { healthy, problems, .. } = fixture.agent.status();
+    assert!(healthy, "{problems:?}");
+    let told: Vec<_> = problems.iter().filter(|problem| problem.reason == Reason::CaptureUnarmed).collect();
+    assert!(matches!(told[..], [Problem { severity: Severity::Warning, .. }]), "{problems:?}");
 }
 
 #[test]

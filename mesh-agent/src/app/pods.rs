@@ -88,6 +88,8 @@ pub(super) struct Pods {
     pub(super) to_mark: VecDeque<Arc<Workload>>,
     /// Workloads of this node that are known by their UID, of these.
     pub(super) by_uid: HashMap<PodUid, Arc<Workload>>,
+    /// Of these, those that ran already when they were enrolled: until they are armed they go on as they did before.
+    joined: HashSet<PodUid>,
     local: SharedMap<ObjectName, Arc<Workload>>,
     /// The last pod whose addresses were looked at.
     refreshed: Option<ObjectName>,
@@ -119,6 +121,7 @@ impl Pods {
             pending: HashMap::new(),
             to_mark: VecDeque::new(),
             by_uid: HashMap::new(),
+            joined: HashSet::new(),
             local: SharedMap::default(),
             refreshed: None,
             adopted,
@@ -151,13 +154,31 @@ impl Pods {
         if !self.local.is_same(&mesh.local) {
             self.local = mesh.local.clone();
             let found_by_uid = |workload: &Arc<Workload>| Some((workload.uid.clone()?, Arc::clone(workload)));
-            self.by_uid = mesh.local.values().filter_map(found_by_uid).collect();
+            let by_uid: HashMap<_, _> = mesh.local.values().filter_map(found_by_uid).collect();
+            let former = std::mem::replace(&mut self.by_uid, by_uid);
+            self.note_joined(&former);
             self.networks.retain_ended(|uid| self.by_uid.contains_key(uid));
         }
         self.mark_all(datapath, mesh);
         for workload in wanted.into_values() {
             self.arm_or_report(datapath, workers, workload);
         }
+    }
+
+    /// Notes which pods have been enrolled while they ran, since `former`.
+    fn note_joined(&mut self, former: &HashMap<PodUid, Arc<Workload>>) {
+        let by_uid = &self.by_uid;
+        self.joined.retain(|uid| by_uid.get(uid).is_some_and(|workload| workload.enrolled));
+        let ran = |uid: &PodUid| {
+            former.get(uid).is_some_and(|workload| !workload.enrolled && self.networks.of(workload).is_some())
+        };
+        let joined = by_uid.iter().filter(|(uid, workload)| workload.enrolled && ran(uid));
+        self.joined.extend(joined.map(|(uid, _)| uid.clone()));
+    }
+
+    /// Whether the pod ran already when it was enrolled.
+    pub(super) fn has_joined(&self, pod: &Enrolled) -> bool {
+        pod.uid.as_ref().is_some_and(|uid| self.joined.contains(uid))
     }
 
     /// The same for pods of which something was found, and no others: they are in a hurry.

@@ -37,8 +37,32 @@ pub(super) struct Watched {
     unavailable: u64,
     unredirectable: u64,
     unarmed: u64,
-    /// When either last rose.
+    /// What passed until a pod was armed that ran already when it was enrolled: told, and nobody's failure.
+    joining: u64,
+    /// When any of the others last rose.
     rose: Option<Instant>,
+}
+
+impl Watched {
+    fn new(counted: &Counters, has_joined: bool) -> Self {
+        let passed = counted.out_passed_unarmed;
+        let (joining, unarmed) = if has_joined { (passed, 0) } else { (0, passed) };
+        Self {
+            unavailable: unavailable(counted),
+            unredirectable: counted.out_passed_unredirectable,
+            unarmed: unarmed + counted.out_refused_unarmed,
+            joining,
+            rose: None,
+        }
+    }
+
+    /// What is seen now, after this.
+    fn then(&self, mut now: Self) -> Self {
+        let failures = |watched: &Self| [watched.unavailable, watched.unredirectable, watched.unarmed];
+        let has_risen = failures(&now).iter().zip(failures(self)).any(|(now, before)| *now > before);
+        now.rose = if has_risen { Some(Instant::now()) } else { self.rose };
+        now
+    }
 }
 
 fn unavailable(c: &Counters) -> u64 {
@@ -49,19 +73,9 @@ impl Control {
     /// Notices when connections bypass the mesh.
     pub(super) fn watch_bypasses(&mut self, counted: &[(ObjectName, Counters)]) {
         for (name, now) in counted {
-            let before = self.watched.entry(name.clone()).or_default();
-            let seen = Watched {
-                unavailable: unavailable(now),
-                unredirectable: now.out_passed_unredirectable,
-                unarmed: now.out_passed_unarmed + now.out_refused_unarmed,
-                rose: before.rose,
-            };
-            if seen.unavailable > before.unavailable
-                || seen.unredirectable > before.unredirectable
-                || seen.unarmed > before.unarmed
-            {
-                *before = Watched { rose: Some(Instant::now()), ..seen };
-            }
+            let has_joined = self.pods.enrolled.get(name).is_some_and(|pod| self.pods.has_joined(pod));
+            let seen = self.watched.entry(name.clone()).or_default();
+            *seen = seen.then(Watched::new(now, has_joined));
         }
         let enrolled = &self.pods.enrolled;
         self.watched.retain(|name, _| enrolled.contains_key(name));
@@ -383,14 +397,17 @@ fn bypass_problems(name: &ObjectName, watched: &Watched) -> Vec<Problem> {
     let recent = watched.rose.is_some_and(|rose| rose.elapsed() < RECENT);
     let severity = if recent { Severity::Error } else { Severity::Warning };
     let kinds = [
-        (Reason::CaptureUnavailable, watched.unavailable, "passed or were refused while no worker answered"),
-        (Reason::CaptureBypassed, watched.unredirectable, "could not be redirected and passed unseen"),
-        (Reason::CaptureUnarmed, watched.unarmed, "passed or were refused before the pod was armed"),
+        (Reason::CaptureUnavailable, severity, watched.unavailable, "passed or were refused while no worker answered"),
+        (Reason::CaptureBypassed, severity, watched.unredirectable, "could not be redirected and passed unseen"),
+        (Reason::CaptureUnarmed, severity, watched.unarmed, "passed or were refused before the pod was armed"),
+        (Reason::CaptureUnarmed, Severity::Warning, watched.joining, "passed while the pod was joining the mesh"),
     ];
     kinds
         .into_iter()
-        .filter(|(_, n, _)| *n > 0)
-        .map(|(reason, n, what)| problem(reason, severity, format!("Pod {name}"), format!("{n} connections {what}")))
+        .filter(|(_, _, n, _)| *n > 0)
+        .map(|(reason, severity, n, what)| {
+            problem(reason, severity, format!("Pod {name}"), format!("{n} connections {what}"))
+        })
         .collect()
 }
 
