@@ -211,15 +211,13 @@ impl Suite {
         .await
     }
 
-    /// Requests go on after a change, and none fails once it is in force everywhere. While two nodes come to know of it one
-    /// after the other some may: that is said, and must be few.
+    /// Requests go on after a change, and none has failed for it, though two nodes come to know of it one after the other.
     async fn goes_on(&self, before: &Load, what: &str) -> Load {
         let now = self.load().await;
-        let (all, failed) = (now.ok + now.failed - before.ok - before.failed, now.failed - before.failed);
-        say(&format!("{what}: {failed} of {all} requests failed {}", now.last_error));
-        assert!(failed * 10 <= all, "{what} has cost too many requests: {before:?} {now:?}");
         let later = self.after_more_load(&now).await;
-        assert_eq!(later.failed, now.failed, "requests fail after {what}: {later:?}");
+        let (answered, failed) = (later.ok - before.ok, later.failed - before.failed);
+        say(&format!("{what}: {answered} requests answered, {failed} failed {}", later.last_error));
+        assert_eq!(failed, 0, "{what} has cost requests: {before:?} {later:?}");
         later
     }
 
