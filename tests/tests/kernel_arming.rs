@@ -228,10 +228,19 @@ fn what_a_busy_pod_connects_to_while_it_joins_is_told_and_no_failure() {
         fixture.agent.await_state("client", PodState::Armed);
         (fixture.agent.counter("client", "out_passed_unarmed") > 0).then_some(())
     });
-    let Status { healthy, problems, .. } = fixture.agent.status();
-    assert!(healthy, "{problems:?}");
-    let told: Vec<_> = problems.iter().filter(|problem| problem.reason == Reason::CaptureUnarmed).collect();
-    assert!(matches!(told[..], [Problem { severity: Severity::Warning, .. }]), "{problems:?}");
+    let assert_is_warning = || {
+        let Status { healthy, problems, .. } = fixture.agent.status();
+        assert!(healthy, "{problems:?}");
+        let told: Vec<_> = problems.iter().filter(|problem| problem.reason == Reason::CaptureUnarmed).collect();
+        assert!(matches!(told[..], [Problem { severity: Severity::Warning, .. }]), "{problems:?}");
+    };
+    assert_is_warning();
+    // Neither is it one as it leaves.
+    let open = mesh_tests::socket::connect(&pod, to).unwrap();
+    mesh_tests::socket::exchange(&open, "kept").unwrap();
+    write(&fixture.node, &fixture.server, &[("mesh", "disabled")], &pods);
+    fixture.agent.await_state("client", PodState::Draining);
+    assert_is_warning();
 }
 
 #[test]

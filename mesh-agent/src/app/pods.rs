@@ -36,6 +36,8 @@ pub(super) struct Enrolled {
     /// Who it is as a source of decisions: as another, it may be refused what was cached.
     identity: Arc<Identity>,
     pub(super) stage: Stage,
+    /// It ran already when it was enrolled: until it was armed it went on as it did before.
+    pub(super) has_joined: bool,
     /// Where held SYNs go, as long as the listeners are open.
     pub(super) limbo: Option<TcpListener>,
     /// What the kernel had counted when this agent took the pod over.
@@ -88,7 +90,7 @@ pub(super) struct Pods {
     pub(super) to_mark: VecDeque<Arc<Workload>>,
     /// Workloads of this node that are known by their UID, of these.
     pub(super) by_uid: HashMap<PodUid, Arc<Workload>>,
-    /// Of these, those that ran already when they were enrolled: until they are armed they go on as they did before.
+    /// Of these, those that ran already when they were enrolled.
     joined: HashSet<PodUid>,
     local: SharedMap<ObjectName, Arc<Workload>>,
     /// The last pod whose addresses were looked at.
@@ -168,17 +170,12 @@ impl Pods {
     /// Notes which pods have been enrolled while they ran, since `former`.
     fn note_joined(&mut self, former: &HashMap<PodUid, Arc<Workload>>) {
         let by_uid = &self.by_uid;
-        self.joined.retain(|uid| by_uid.get(uid).is_some_and(|workload| workload.enrolled));
+        self.joined.retain(|uid| by_uid.contains_key(uid));
         let ran = |uid: &PodUid| {
             former.get(uid).is_some_and(|workload| !workload.enrolled && self.networks.of(workload).is_some())
         };
         let joined = by_uid.iter().filter(|(uid, workload)| workload.enrolled && ran(uid));
         self.joined.extend(joined.map(|(uid, _)| uid.clone()));
-    }
-
-    /// Whether the pod ran already when it was enrolled.
-    pub(super) fn has_joined(&self, pod: &Enrolled) -> bool {
-        pod.uid.as_ref().is_some_and(|uid| self.joined.contains(uid))
     }
 
     /// The same for pods of which something was found, and no others: they are in a hurry.
@@ -298,6 +295,7 @@ impl Pods {
         }
         let (stage, limbo) = (Stage::Armed, Some(listeners.limbo));
         let uid = if workload.netns.is_some() { None } else { workload.uid.clone() };
+        let has_joined = uid.as_ref().is_some_and(|uid| self.joined.contains(uid));
         let enrolled = Enrolled {
             pod,
             uid,
@@ -306,6 +304,7 @@ impl Pods {
             config,
             identity: Arc::clone(&workload.identity),
             stage,
+            has_joined,
             limbo,
             base,
             elsewhere,

@@ -73,7 +73,7 @@ impl Control {
     /// Notices when connections bypass the mesh.
     pub(super) fn watch_bypasses(&mut self, counted: &[(ObjectName, Counters)]) {
         for (name, now) in counted {
-            let has_joined = self.pods.enrolled.get(name).is_some_and(|pod| self.pods.has_joined(pod));
+            let has_joined = self.pods.enrolled.get(name).is_some_and(|pod| pod.has_joined);
             let seen = self.watched.entry(name.clone()).or_default();
             *seen = seen.then(Watched::new(now, has_joined));
         }
