@@ -38,15 +38,17 @@ impl Process {
     }
 }
 
-/// When the process started (proc_pid_stat(5), field 22). `None` of one that has ended and was not waited for yet.
+/// When the process started (proc_pid_stat(5), field 22). `None` of one that has ended and was not waited for yet. It has
+/// not as long as any of its threads runs (field 20): until then it has its files, and the locks on them.
 fn started(stat: &str) -> Option<u64> {
     // The second field is a name in parentheses, in which anything may be.
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
     let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    if state == "X" || (state == "Z" && threads <= 1) {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -58,7 +60,10 @@ mod tests {
         let rest = "S 1 2 3 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 1000";
         assert_eq!(started(&format!("7 (mesh-agent) {rest}")), Some(4711));
         assert_eq!(started(&format!("7 (a) Z (b) {rest}")), Some(4711));
-        assert_eq!(started(&format!("7 (mesh-agent) {}", rest.replace('S', "Z"))), None);
+        let ended = rest.replace('S', "Z");
+        assert_eq!(started(&format!("7 (mesh-agent) {ended}")), None);
+        let ending = ended.replace("20 0 1 0", "20 0 3 0");
+        assert_eq!(started(&format!("7 (mesh-agent) {ending}")), Some(4711), "other threads run still");
         assert_eq!(started("7 (mesh-agent) S 1"), None);
     }
 
