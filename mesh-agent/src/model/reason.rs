@@ -124,7 +124,7 @@ reasons! {
     ArmFailed "arm_failed" Agent "A pod could not be armed: its connections are not captured." "See the message; mesh-agent check tells what the host lacks.";
     HookMissing "hook_missing" Agent "A program that must be attached is not." "Restart the agent; if it stays, look for another tool that detaches cgroup programs.";
     CaptureUnavailable "capture_unavailable" Agent "Connections that should have been captured passed or were refused because no worker answered." "Find out why the agent was down or stuck: see its log around the time.";
-    CaptureUnarmed "capture_unarmed" Agent "Connections left a pod before it was armed: they passed or were refused." "Unless they ran before they were enrolled, find out why the agent was late: it must run before the pods do, with CPU to spare; mode strict refuses them.";
+    CaptureUnarmed "capture_unarmed" Agent "Connections left a pod before it was armed: they passed or were refused." "Unless the pod ran before it was enrolled, find out why the agent was late: it must run before the pods do, with CPU to spare; mode strict refuses them.";
     CaptureUnaccounted "capture_unaccounted" Agent "The kernel handed over more connections than the agent dealt with." "Connections were lost when an agent died, or there is a bug: see the log, and report it.";
     CaptureBypassed "capture_bypassed" Agent "Connections could not be redirected and passed unseen." "A socket was bound to a device: see docs/DATAPATH.md; mode strict refuses them.";
     CertificateOverdue "certificate_overdue" Agent "A certificate should have been renewed and was not; it is valid still." "mesh-agent policy certificates tells what the certificate authority answered; mend that before it expires.";
